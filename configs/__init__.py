@@ -1,0 +1,1 @@
+"""One experiment per file, values only; found by name with ``--config NAME``."""

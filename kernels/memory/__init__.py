@@ -1,0 +1,1 @@
+"""The memory operator and its implementations."""

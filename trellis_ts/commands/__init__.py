@@ -1,0 +1,1 @@
+"""Command line: one module and one function per command."""

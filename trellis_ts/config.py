@@ -1,0 +1,257 @@
+"""Every setting of an experiment, as frozen dataclasses.
+
+The docstring under an attribute is its help text on the command line, and its name with dashes the option:
+``context_length`` is ``--context-length`` and the key ``context_length`` of a configuration file. Names are unique
+over the four classes, so files and options stay flat. ``None`` means: chosen from the data (``trellis_ts.sizing``).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from trellis_ts.errors import ConfigError
+
+Mixer = Literal["trellis", "attention"]
+Activation = Literal["identity", "silu", "ln_silu"]
+ReadActivation = Literal["ln_silu", "l2_silu", "softmax"]
+Implementation = Literal["auto", "reference"]
+Loss = Literal["quantile", "mae", "mse", "huber"]
+Precision = Literal["32", "bf16-mixed", "16-mixed"]
+
+# Far above anything useful; they keep a damaged or hostile model file from asking for absurd amounts of memory.
+_LARGEST_SIZE = 1 << 20
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise ConfigError(message)
+
+
+def _require_size(name: str, value: int | None, minimum: int = 1) -> None:
+    if value is not None:
+        _require(minimum <= value <= _LARGEST_SIZE, f"{name}={value} must lie between {minimum} and {_LARGEST_SIZE}")
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Data: which columns mean what, and how rows are held out."""
+
+    time: str | None = None
+    """Column with the time stamps."""
+    target: tuple[str, ...] | None = None
+    """Column or columns to forecast."""
+    id: str | None = None
+    """Column that names the series, in a long table."""
+    freq: str | None = None
+    """Time between rows as a pandas offset: h, 15min, D, B, W-SUN, MS, ME, QS, ..."""
+    day_first: bool | None = None
+    """Whether 02/03/2024 is the 2nd of March; needed only where the file does not tell."""
+    validation_size: float = 0.1
+    """Rows held out to choose the best epoch: a fraction of each series if below 1, else a count."""
+    test_size: float = 0.1
+    """Rows held out for `trellis evaluate`, at the end of each series: a fraction if below 1, else a count."""
+
+    def __post_init__(self) -> None:
+        for name in ("validation_size", "test_size"):
+            value = getattr(self, name)
+            _require(value >= 0, f"{name}={value} must not be negative")
+            _require(value < 1 or value == int(value), f"{name}={value} is neither a fraction below 1 nor a whole number")
+        _require(self.validation_size > 0, "validation_size=0 leaves nothing to choose the best epoch by; hold out some rows")
+        _require(self.target is None or len(self.target) > 0, "target is empty; name at least one column")
+
+
+@dataclass(frozen=True)
+class WindowConfig:
+    """Windows: how much is read, how much is predicted, and in which pieces."""
+
+    context_length: int | None = None
+    """Past steps the model reads."""
+    prediction_length: int | None = None
+    """Future steps to predict."""
+    patch_length: int | None = None
+    """Consecutive steps read as one token."""
+    patch_stride: int | None = None
+    """Steps from one patch to the next."""
+    season_length: int | None = None
+    """Steps in a season: 24 for hourly data with a daily rhythm."""
+
+    def __post_init__(self) -> None:
+        for name in ("context_length", "prediction_length", "patch_length", "patch_stride", "season_length"):
+            _require_size(name, getattr(self, name))
+
+
+@dataclass(frozen=True)
+class WindowShape:
+    """The same lengths once all are known, with the number of channels: what a model is built for."""
+
+    context_length: int
+    prediction_length: int
+    patch_length: int
+    patch_stride: int
+    season_length: int
+    num_channels: int
+
+    def __post_init__(self) -> None:
+        for name in self.__dataclass_fields__:
+            _require_size(name, getattr(self, name))
+        _require(
+            self.patch_length <= self.context_length,
+            f"patch_length={self.patch_length} exceeds context_length={self.context_length}; shorten the patch",
+        )
+        _require(
+            self.patch_stride <= self.patch_length,
+            f"patch_stride={self.patch_stride} exceeds patch_length={self.patch_length} and would skip steps",
+        )
+
+    @property
+    def num_patches(self) -> int:
+        """Tokens per window; the first patch is padded on the left where the lengths do not divide."""
+        return -(-(self.context_length - self.patch_length) // self.patch_stride) + 1
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Model: the network between the patches and the forecast."""
+
+    mixer: Mixer = "trellis"
+    """What carries information from patch to patch."""
+    num_layers: int = 2
+    """Blocks."""
+    width: int = 64
+    """Features per token."""
+    num_heads: int = 4
+    """Parallel memories (or attention heads)."""
+    num_slots: int = 16
+    """Rows of each memory; its size does not depend on the context."""
+    write_activation: Activation = "silu"
+    """phi in the memory's write; identity gives the gated delta rule."""
+    read_activation: ReadActivation = "ln_silu"
+    """f between the key pass and the value pass."""
+    step_size_form: Literal["bounded", "softplus"] = "bounded"
+    """bounded keeps a linear write inside its stability limit; softplus lets it grow."""
+    initial_memory: Literal["zero", "learned"] = "zero"
+    """What the memories hold before the first token."""
+    write_epsilon: float = 1e-6
+    """Added inside the square root of the write's normalisation; ln_silu from a zero memory wants about 1."""
+    chunk_length: int = 1
+    """1 is the exact recurrence; more freezes the inner gradient at the start of every chunk of this many tokens."""
+    second_order: bool = True
+    """Differentiate through the inner gradient step."""
+    conv_width: int = 4
+    """Tokens seen by the causal convolution on queries and keys; 1 switches it off."""
+    feedforward_width: int = 128
+    """Hidden features of the SwiGLU."""
+    dropout: float = 0.0
+    """Fraction of features dropped while training, after each half block and before the head."""
+    pooling: Literal["flatten", "last", "mean"] = "flatten"
+    """How the head sees the tokens: all side by side, the last one, or their mean."""
+    position_embedding: bool = True
+    """Add a learned vector to each patch position."""
+    instance_norm: bool = True
+    """Remove each context's own mean and standard deviation, and put them back on the forecast."""
+    seasonal_cycle: bool = False
+    """Learn one season per channel, taken off the context and added to the forecast."""
+    linear_skip: bool = True
+    """Add a linear map from the whole context to the whole horizon."""
+
+    def __post_init__(self) -> None:
+        for name in ("num_layers", "width", "num_heads", "num_slots", "chunk_length", "conv_width", "feedforward_width"):
+            _require_size(name, getattr(self, name))
+        _require(
+            self.width % self.num_heads == 0,
+            f"width={self.width} is not a multiple of num_heads={self.num_heads}; change one of them",
+        )
+        _require(0 <= self.dropout < 1, f"dropout={self.dropout} must lie in [0, 1)")
+        _require(self.write_epsilon > 0, f"write_epsilon={self.write_epsilon} must be positive")
+
+    @property
+    def head_dim(self) -> int:
+        """Width of one head."""
+        return self.width // self.num_heads
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """Training: what is minimised, for how long, and on what."""
+
+    loss: Loss = "quantile"
+    """What is minimised; quantile gives bands, the others points."""
+    quantile_levels: tuple[float, ...] = (0.1, 0.5, 0.9)
+    """Levels forecast under the quantile loss."""
+    learning_rate: float = 1e-3
+    """Peak learning rate: warmed up over the first steps, then lowered along a cosine."""
+    weight_decay: float = 0.01
+    """Decay of the weight matrices (AdamW)."""
+    batch_size: int = 64
+    """Windows per step."""
+    max_epochs: int = 30
+    """Passes over the training windows at most."""
+    patience: int = 5
+    """Epochs without a better validation loss before training stops."""
+    max_time: str | None = None
+    """Wall-clock limit such as 90s, 2m or 1h; the best model so far is kept."""
+    windows_per_epoch: int | None = None
+    """Training windows drawn per epoch, at random, when there are more."""
+    validation_windows: int | None = None
+    """Validation windows looked at, evenly spread, when there are more."""
+    gradient_clip: float = 1.0
+    """Largest norm of the gradient."""
+    seed: int = 0
+    """Seed of the initial weights and of the order of windows."""
+    device: str = "auto"
+    """auto, cpu, cuda, cuda:1, mps."""
+    precision: Precision = "32"
+    """Floating-point precision of training."""
+    num_workers: int = 0
+    """Processes that prepare batches; 0 prepares them in the main one, which is fastest for data in memory."""
+    implementation: Implementation = "auto"
+    """How the memory is computed; every choice gives the same numbers."""
+
+    def __post_init__(self) -> None:
+        for name in ("batch_size", "max_epochs", "patience", "windows_per_epoch", "validation_windows"):
+            _require_size(name, getattr(self, name))
+        levels = self.quantile_levels
+        _require(len(levels) > 0, "quantile_levels is empty; give at least one level, such as 0.5")
+        _require(
+            all(0 < level < 1 for level in levels) and list(levels) == sorted(set(levels)),
+            f"quantile_levels={list(levels)} must rise strictly and lie between 0 and 1",
+        )
+        _require(self.learning_rate > 0, f"learning_rate={self.learning_rate} must be positive")
+        _require(self.weight_decay >= 0, f"weight_decay={self.weight_decay} must not be negative")
+        _require(self.gradient_clip > 0, f"gradient_clip={self.gradient_clip} must be positive")
+        _require(self.num_workers >= 0, f"num_workers={self.num_workers} must not be negative")
+        _require(0 <= self.seed < 1 << 32, f"seed={self.seed} must lie between 0 and 4294967295")
+        self.max_time_seconds  # noqa: B018  # raises if the text cannot be read
+
+    @property
+    def max_time_seconds(self) -> float | None:
+        """``max_time`` in seconds; None without a limit."""
+        if self.max_time is None:
+            return None
+        units = {"s": 1.0, "m": 60.0, "h": 3600.0}
+        text = self.max_time.strip().lower()
+        try:
+            seconds = float(text[:-1]) * units[text[-1:]]
+        except (ValueError, KeyError):
+            raise ConfigError(f"max_time='{self.max_time}' is not a duration; write 90s, 2m or 1.5h") from None
+        _require(seconds > 0, f"max_time='{self.max_time}' must be positive")
+        return seconds
+
+
+@dataclass(frozen=True)
+class ExperimentConfig:
+    """All settings of one run of ``trellis train``."""
+
+    data: DataConfig = field(default_factory=DataConfig)
+    window: WindowConfig = field(default_factory=WindowConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+
+
+SECTIONS: dict[str, type] = {
+    "data": DataConfig,
+    "window": WindowConfig,
+    "model": ModelConfig,
+    "training": TrainingConfig,
+}

@@ -1,0 +1,136 @@
+"""The nouns a datum passes through: Series and Panel, Borders, Batch, Forecast.
+
+Arrays here are numpy on the data side (``Series``) and torch on the model side (``Batch``, ``Forecast``). Frames stay
+with the readers and the forecaster.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal, NamedTuple
+
+if TYPE_CHECKING:
+    import numpy as np
+    from jaxtyping import Bool, Float, Int
+    from numpy.typing import NDArray
+    from torch import Tensor
+
+SplitName = Literal["train", "validation", "test"]
+
+
+@dataclass(frozen=True, eq=False)
+class Series:
+    """One series: ``time`` holds ``[T]`` stamps, ``values`` ``[T, C]`` numbers with NaN where nothing was measured.
+
+    Stamps are ``datetime64[ns]``: instants in UTC where the panel has a time zone, wall-clock time where it has none.
+    """
+
+    name: str
+    time: NDArray[np.datetime64]
+    values: NDArray[np.float64]
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+
+@dataclass(frozen=True)
+class Columns:
+    """The names a table's columns have in the user's own file; ``id`` is None for a wide table."""
+
+    time: str
+    id: str | None
+    channels: tuple[str, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class Panel:
+    """One or many series that share channels and a calendar, as read from one table.
+
+    ``freq`` is a pandas offset alias; ``timezone`` an IANA name or fixed offset, None for wall-clock time. ``notes``
+    say in plain words what the reader accepted and changed. ``dataset`` is the canonical name of a benchmark.
+    """
+
+    series: tuple[Series, ...]
+    columns: Columns
+    freq: str
+    timezone: str | None = None
+    notes: tuple[str, ...] = ()
+    source: str = "<memory>"
+    dataset: str | None = None
+
+    @property
+    def channels(self) -> tuple[str, ...]:
+        return self.columns.channels
+
+    @property
+    def num_channels(self) -> int:
+        return len(self.columns.channels)
+
+    @property
+    def is_wide(self) -> bool:
+        """Whether the table had one column per channel and no column naming the series."""
+        return self.columns.id is None
+
+
+@dataclass(frozen=True)
+class Borders:
+    """Half-open ``[start, stop)`` rows of one series' splits.
+
+    What is predicted lies inside its split; a context may reach back across a border.
+    """
+
+    train: tuple[int, int]
+    validation: tuple[int, int]
+    test: tuple[int, int]
+
+    def of(self, split: SplitName) -> tuple[int, int]:
+        """The rows of one split."""
+        rows: tuple[int, int] = getattr(self, split)
+        return rows
+
+
+class Batch(NamedTuple):
+    """What the model reads, on the scale of the training rows (mean 0, standard deviation 1 per series and channel).
+
+    Contexts shorter than the model's are padded on the left as unobserved.
+    """
+
+    context: Float[Tensor, "batch context channel"]
+    """NaN-free: unobserved positions hold 0."""
+    observed: Bool[Tensor, "batch context channel"]
+    """True where the context was measured."""
+    phase: Int[Tensor, " batch"]
+    """Position in the season of the first context step."""
+    series: Int[Tensor, " batch"]
+    """Which series of the panel."""
+    future: Float[Tensor, "batch horizon channel"] | None = None
+    """What is to be predicted, 0 where missing; None when forecasting."""
+    future_observed: Bool[Tensor, "batch horizon channel"] | None = None
+    """True where the future was measured."""
+
+    def to(self, device: str | object) -> Batch:
+        """The same batch on another device."""
+        return Batch(*(None if field is None else field.to(device, non_blocking=True) for field in self))  # type: ignore[call-overload]
+
+
+@dataclass(frozen=True, eq=False)
+class Forecast:
+    """Predicted values: ``point`` is ``[batch, horizon, channel]``, ``quantiles`` has the levels on a last axis.
+
+    ``quantiles`` is None for a model trained to give points only; else ``point`` is the median (the level nearest
+    to 0.5).
+    """
+
+    point: Float[Tensor, "batch horizon channel"]
+    quantiles: Float[Tensor, "batch horizon channel quantile"] | None = None
+    quantile_levels: tuple[float, ...] = ()
+
+    def quantile(self, level: float) -> Float[Tensor, "batch horizon channel"]:
+        """One of the trained quantile levels.
+
+        Raises:
+            ValueError: the level was not trained.
+        """
+        if self.quantiles is None or level not in self.quantile_levels:
+            raise ValueError(f"quantile {level} was not trained; there are {self.quantile_levels}")
+        return self.quantiles[..., self.quantile_levels.index(level)]
