@@ -8,7 +8,7 @@ over the four classes, so files and options stay flat. ``None`` means: chosen fr
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import ClassVar, Literal
 
 from trellis_ts.errors import ConfigError
 
@@ -28,13 +28,19 @@ def _require(condition: bool, message: str) -> None:
         raise ConfigError(message)
 
 
-def _require_size(name: str, value: int | None, minimum: int = 1) -> None:
+def _require_size(name: str, value: int | None, maximum: int = _LARGEST_SIZE) -> None:
     if value is not None:
-        _require(minimum <= value <= _LARGEST_SIZE, f"{name}={value} must lie between {minimum} and {_LARGEST_SIZE}")
+        _require(1 <= value <= maximum, f"{name}={value} must lie between 1 and {maximum}")
+
+
+class Closed:
+    """Base of the dataclasses that are also written to model files: reading one back refuses unknown keys."""
+
+    __pydantic_config__: ClassVar = {"extra": "forbid"}
 
 
 @dataclass(frozen=True)
-class DataConfig:
+class DataConfig(Closed):
     """Data: which columns mean what, and how rows are held out."""
 
     time: str | None = None
@@ -62,7 +68,7 @@ class DataConfig:
 
 
 @dataclass(frozen=True)
-class WindowConfig:
+class WindowConfig(Closed):
     """Windows: how much is read, how much is predicted, and in which pieces."""
 
     context_length: int | None = None
@@ -82,7 +88,7 @@ class WindowConfig:
 
 
 @dataclass(frozen=True)
-class WindowShape:
+class WindowShape(Closed):
     """The same lengths once all are known, with the number of channels: what a model is built for."""
 
     context_length: int
@@ -111,7 +117,7 @@ class WindowShape:
 
 
 @dataclass(frozen=True)
-class ModelConfig:
+class ModelConfig(Closed):
     """Model: the network between the patches and the forecast."""
 
     mixer: Mixer = "trellis"
@@ -156,8 +162,9 @@ class ModelConfig:
     """Add a linear map from the whole context to the whole horizon."""
 
     def __post_init__(self) -> None:
-        for name in ("num_layers", "width", "num_heads", "num_slots", "chunk_length", "conv_width", "feedforward_width"):
+        for name in ("width", "num_heads", "num_slots", "chunk_length", "conv_width", "feedforward_width"):
             _require_size(name, getattr(self, name))
+        _require_size("num_layers", self.num_layers, maximum=1000)
         _require(
             self.width % self.num_heads == 0,
             f"width={self.width} is not a multiple of num_heads={self.num_heads}; change one of them",
@@ -172,7 +179,7 @@ class ModelConfig:
 
 
 @dataclass(frozen=True)
-class TrainingConfig:
+class TrainingConfig(Closed):
     """Training: what is minimised, for how long, and on what."""
 
     loss: Loss = "quantile"
@@ -240,7 +247,7 @@ class TrainingConfig:
 
 
 @dataclass(frozen=True)
-class ExperimentConfig:
+class ExperimentConfig(Closed):
     """All settings of one run of ``trellis train``."""
 
     data: DataConfig = field(default_factory=DataConfig)

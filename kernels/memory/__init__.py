@@ -1,1 +1,1 @@
-"""The memory operator and its implementations."""
+"""The memory operator: its types, its argument checks, its definition, and the public functions over them."""

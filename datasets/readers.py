@@ -1,0 +1,357 @@
+"""Tables to panels: CSV files, Parquet files and frames, however their writers left them.
+
+What can be understood in one way only is accepted, and what was changed is said in the panel's notes; anything else is
+refused with the row and the column.
+"""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import io
+import zlib
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa  # type: ignore[import-untyped]
+import pyarrow.compute as pc  # type: ignore[import-untyped]
+import pyarrow.csv as pa_csv  # type: ignore[import-untyped]
+import pyarrow.parquet as pa_parquet  # type: ignore[import-untyped]
+
+from trellis_ts.datasets.columns import Table, find_roles, has_decimal_commas, nearest, quote, read_numbers, shorten
+from trellis_ts.datasets.dates import UnreadableDateError, looks_like_dates, parse_dates
+from trellis_ts.datasets.regular import build_panel
+from trellis_ts.errors import DataError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from numpy.typing import NDArray
+
+    from trellis_ts.types import Panel
+
+_DELIMITERS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "vertical bars"}
+_TEXT_SUFFIXES, _PARQUET_SUFFIXES = (".csv", ".tsv", ".txt"), (".parquet", ".pq")
+_GZIP_MAGIC, _ZIP_MAGIC = b"\x1f\x8b", b"PK\x03\x04"
+
+
+def read_table(
+    path: str | Path,
+    *,
+    time: str | None = None,
+    target: Sequence[str] | None = None,
+    id: str | None = None,
+    freq: str | None = None,
+    day_first: bool | None = None,
+) -> Panel:
+    """Read a CSV file (``.csv``, ``.tsv``, ``.txt``, also with ``.gz``) or a Parquet file.
+
+    Args:
+        path: The file.
+        time: Column of times; found by name and contents if not given.
+        target: Columns to forecast; if not given all that hold numbers, or the one called y, target or value where
+            there is a column of ids.
+        id: Column that names the series of a long table; found likewise.
+        freq: A pandas offset alias; inferred from the times if not given.
+        day_first: Whether 03/04/2024 is in April; inferred if not given.
+
+    Raises:
+        DataError: the table cannot be read, or can be understood in more than one way.
+    """
+    file = Path(path)
+    _check_file(file)
+    suffixes = [suffix.lower() for suffix in file.suffixes if suffix.lower() != ".gz"]
+    table = _read_parquet(file) if suffixes and suffixes[-1] in _PARQUET_SUFFIXES else _read_text(file)
+    return _panel(table, time, target, id, freq, day_first)
+
+
+def panel_from_frame(
+    frame: pd.DataFrame,
+    *,
+    time: str | None = None,
+    target: Sequence[str] | None = None,
+    id: str | None = None,
+    freq: str | None = None,
+    day_first: bool | None = None,
+    source: str = "<frame>",
+) -> Panel:
+    """The same for a frame, which stays as it is; its index may hold the times or the ids.
+
+    Args:
+        frame: The table.
+        time: As in ``read_table``, as are the other options.
+        target: Columns to forecast.
+        id: Column that names the series.
+        freq: A pandas offset alias.
+        day_first: Order of dates that are text.
+        source: What messages call the table.
+
+    Raises:
+        DataError: the table cannot be read, or can be understood in more than one way.
+    """
+    return _panel(_frame_table(frame, source), time, target, id, freq, day_first)
+
+
+def read_rows(path: str | Path) -> tuple[NDArray[np.datetime64], NDArray[np.float64], tuple[str, ...]]:
+    """Stamps, values and channel names of a wide CSV file whose first column is ``date``, row for row as it stands.
+
+    Nothing is sorted, dropped or filled in: benchmarks count rows.
+
+    Raises:
+        DataError: the file is not of that form.
+    """
+    file = Path(path)
+    _check_file(file)
+    table = _read_text(file)
+    if table.names[0] != "date" or len(table.names) < 2:
+        raise DataError(f"{file}: a benchmark's first column is 'date'; found columns {quote(table.names)}")
+    try:
+        stamps = parse_dates(table.columns[0], day_first=None).stamps
+    except UnreadableDateError as error:
+        raise DataError(f"{table.cell(error.index, 'date')} {error}") from error
+    values = [read_numbers(table, name, required=True) for name in table.names[1:]]
+    return stamps, np.column_stack([column for column in values if column is not None]), table.names[1:]
+
+
+def _panel(
+    table: Table,
+    time: str | None,
+    target: Sequence[str] | None,
+    id: str | None,
+    freq: str | None,
+    day_first: bool | None,
+) -> Panel:
+    _check_header(table)
+    table = _drop_blank_rows(table)
+    if not len(table):
+        raise DataError(f"{table.source}: there is a header but no rows; add rows of data")
+    return build_panel(table, find_roles(table, time, target, id, day_first), freq)
+
+
+def _check_file(file: Path) -> None:
+    if file.is_dir():
+        inside = sorted(child.name for child in file.iterdir() if child.suffix in (*_TEXT_SUFFIXES, *_PARQUET_SUFFIXES))
+        hint = f", like {file / inside[0]}" if inside else ""
+        raise DataError(f"{file}: this is a folder; give one CSV or Parquet file{hint}")
+    if not file.exists():
+        folder = file.parent
+        near = nearest(file.name, sorted(child.name for child in folder.iterdir())) if folder.is_dir() else None
+        hint = f"did you mean {folder / near}?" if near else "check the path"
+        raise DataError(f"{file}: there is no such file; {hint} (a benchmark goes by its bare name, like ETTh1)")
+    name = file.name.lower().removesuffix(".gz")
+    if not name.endswith((*_TEXT_SUFFIXES, *_PARQUET_SUFFIXES)):
+        known = ", ".join((*_TEXT_SUFFIXES, ".parquet"))
+        raise DataError(f"{file}: not a kind of file that is read here; save the table as one of {known}")
+
+
+def _read_parquet(file: Path) -> Table:
+    try:
+        content = pa_parquet.ParquetFile(file).read()
+    except (pa.ArrowException, OSError) as error:
+        reason = str(error).splitlines()[0] if str(error) else "unknown reason"
+        raise DataError(f"{file}: not a readable Parquet file ({reason}); write it again") from error
+    names = [_index_name(name, content.column_names) for name in content.column_names]
+    columns = [_plain(column.combine_chunks()) for column in content.columns]
+    return Table(str(file), tuple(names), tuple(columns))
+
+
+def _index_name(name: str, names: list[str]) -> str:
+    """Pandas stores an index without a name under one that nobody chose."""
+    if not name.startswith("__index_level_"):
+        return name
+    return "time" if "time" not in names else "index"
+
+
+def _frame_table(frame: pd.DataFrame, source: str) -> Table:
+    if not isinstance(frame, pd.DataFrame):
+        raise DataError(f"{source}: expected a pandas DataFrame, found {type(frame).__name__}; make one of it first")
+    index, taken = frame.index, [str(name) for name in frame.columns]
+    names, columns = [], []
+    for level in range(index.nlevels):
+        values = index.get_level_values(level)
+        times = isinstance(values, pd.DatetimeIndex | pd.PeriodIndex)
+        if values.name is not None or times:
+            names.append(_index_name("__index_level_", taken) if values.name is None else str(values.name))
+            columns.append(_plain(_frame_column(values.to_series())))
+    names += taken
+    columns += [_plain(_frame_column(frame.iloc[:, i])) for i in range(len(taken))]
+    return Table(source, tuple(names), tuple(columns))
+
+
+def _frame_column(column: pd.Series[Any]) -> Any:
+    if isinstance(column.dtype, pd.CategoricalDtype):
+        column = column.astype(column.cat.categories.dtype)
+    if isinstance(column.dtype, pd.PeriodDtype):
+        column = column.dt.to_timestamp()
+    if column.dtype != object:
+        return pa.array(column, from_pandas=True)
+    cells = [None if missing else cell for cell, missing in zip(column, column.isna(), strict=True)]
+    try:
+        array = pa.array(cells)
+    except (pa.ArrowException, OverflowError):
+        array = None
+    # Mixtures, such as codes of digits and of letters, are text: 85123 and 85123A are two ids.
+    if array is None or pa.types.is_nested(array.type):
+        return pa.array([None if cell is None else str(cell) for cell in cells], pa.string())
+    return array
+
+
+def _plain(array: Any) -> Any:
+    """An Arrow array as one of the few types that columns are made of."""
+    if isinstance(array, pa.ChunkedArray):
+        array = pa.concat_arrays(array.chunks) if array.num_chunks else pa.array([], array.type)
+    if pa.types.is_dictionary(array.type):
+        array = array.dictionary_decode()
+    kind = array.type
+    if pa.types.is_large_string(kind) or pa.types.is_string_view(kind) or pa.types.is_null(kind):
+        return pc.cast(array, pa.string())
+    if pa.types.is_decimal(kind):
+        return pc.cast(array, pa.float64(), safe=False)
+    return pc.cast(array, pa.timestamp("s")) if pa.types.is_date(kind) else array
+
+
+def _read_text(file: Path) -> Table:
+    raw, notes = _decode(file)
+    header, start, delimiter = _read_header(raw, file)
+    if delimiter != ("\t" if ".tsv" in file.suffixes else ","):
+        notes.append(f"columns are separated by {_DELIMITERS[delimiter]}")
+    columns, rows = _parse_rows(raw[start:], len(header), delimiter, file)
+    decimal_comma = delimiter != "," and has_decimal_commas(columns)
+    if decimal_comma:
+        notes.append("numbers are written with decimal commas")
+    return _name_unnamed(Table(str(file), tuple(header), columns, rows, decimal_comma, tuple(notes)))
+
+
+def _parse_rows(body: bytes, width: int, delimiter: str, file: Path) -> tuple[tuple[Any, ...], NDArray[np.int64]]:
+    """The columns below the header as text, and the number a spreadsheet gives each row."""
+    keys = [str(i) for i in range(width)]
+    rows = _spreadsheet_rows(body)
+    misfits: list[Any] = []
+
+    def stop_at(row: Any) -> str:
+        misfits.append(row)
+        return "error"
+
+    try:
+        content = pa_csv.read_csv(
+            io.BytesIO(body),
+            # Threads would lose the number of the row that is refused.
+            read_options=pa_csv.ReadOptions(column_names=keys, use_threads=False, block_size=1 << 22),
+            parse_options=pa_csv.ParseOptions(
+                delimiter=delimiter, newlines_in_values=b'"' in body, invalid_row_handler=stop_at
+            ),
+            convert_options=pa_csv.ConvertOptions(column_types=dict.fromkeys(keys, pa.string())),
+        )
+    except pa.ArrowInvalid as error:
+        if misfits:
+            number, expected, found = misfits[0].number, misfits[0].expected_columns, misfits[0].actual_columns
+            row = number + 1 if rows is None else rows[number - 1]
+            hint = "look for a missing or extra separator, or quote text that contains one"
+            raise DataError(f"{file}, row {row}: expected {expected} columns, found {found}; {hint}") from error
+        if body.strip():
+            raise DataError(f"{file}: not a readable table ({str(error).splitlines()[0]}); save it again") from error
+        content = pa.table({key: pa.array([], pa.string()) for key in keys})
+    if rows is None or len(rows) != content.num_rows:
+        rows = np.arange(content.num_rows, dtype=np.int64) + 2
+    return tuple(_plain(column.combine_chunks()) for column in content.columns), rows
+
+
+def _decode(file: Path) -> tuple[bytes, list[str]]:
+    """The file as UTF-8 without a byte-order mark, and what had to be done for it."""
+    try:
+        raw = file.read_bytes()
+        if raw.startswith(_GZIP_MAGIC):
+            raw = gzip.decompress(raw)
+    except (OSError, EOFError, zlib.error) as error:
+        raise DataError(f"{file}: cannot be read ({error}); fetch or write it again") from error
+    if raw.startswith(_ZIP_MAGIC):
+        raise DataError(f"{file}: this is a workbook or zip archive, not text; save the table as CSV")
+    notes = []
+    if raw.startswith((b"\xff\xfe", b"\xfe\xff")):
+        raw = raw.decode("utf-16", errors="replace").encode()
+        notes.append("the file is UTF-16")
+    elif raw.startswith(b"\xef\xbb\xbf"):
+        raw = raw[3:]
+        notes.append("the file starts with a UTF-8 byte-order mark")
+    else:
+        try:
+            raw.decode()
+        except UnicodeDecodeError:
+            raw = raw.decode("latin-1").encode()
+            notes.append("the file is not UTF-8 and was read as Latin-1")
+    if not raw.strip():
+        raise DataError(f"{file}: the file is empty; it needs a header and rows")
+    if b"\n" not in raw and b"\r" in raw:
+        raw = raw.replace(b"\r", b"\n")
+    return raw, notes
+
+
+def _read_header(raw: bytes, file: Path) -> tuple[list[str], int, str]:
+    """The names, where the rows begin, and the delimiter."""
+    first = raw[: raw.find(b"\n") if b"\n" in raw else None].decode(errors="replace")
+    counts = {delimiter: _unquoted(first).count(delimiter) for delimiter in _DELIMITERS}
+    delimiter = max(counts, key=lambda candidate: counts[candidate])
+    lines = io.BytesIO(raw)
+    try:
+        names = next(csv.reader((line.decode(errors="replace") for line in _lines(lines)), delimiter=delimiter))
+    except (csv.Error, StopIteration) as error:
+        raise DataError(f"{file}, row 1: the header cannot be read ({error}); write column names there") from error
+    return [name.strip() for name in names], lines.tell(), delimiter
+
+
+def _lines(stream: io.BytesIO) -> Iterable[bytes]:
+    # readline rather than iteration, for `tell` to stay with the line that was read.
+    while line := stream.readline():
+        yield line
+
+
+def _unquoted(line: str) -> str:
+    return "".join(line.split('"')[::2])
+
+
+def _spreadsheet_rows(body: bytes) -> NDArray[np.int64] | None:
+    """Row numbers of the records where blank lines lie between them, which the parser passes over."""
+    text = body.rstrip(b"\r\n").replace(b"\r\n", b"\n")
+    if b"\n\n" not in text and not text.startswith(b"\n"):
+        return None
+    filled = [bool(line) for line in text.split(b"\n")]
+    return np.flatnonzero(filled) + 2
+
+
+def _name_unnamed(table: Table) -> Table:
+    """Call columns without a name after their position; leave out those that are empty too."""
+    names, columns = [], []
+    for position, (name, column) in enumerate(zip(table.names, table.columns, strict=True), 1):
+        if name or not pc.all(pc.equal(column, "")).as_py():
+            names.append(name or f"column {position}")
+            columns.append(column)
+    return replace(table, names=tuple(names), columns=tuple(columns))
+
+
+def _check_header(table: Table) -> None:
+    if not table.names:
+        raise DataError(f"{table.source}: there are no columns; a table needs one of times and one of numbers")
+    for name in table.names:
+        if table.names.count(name) > 1:
+            raise DataError(f"{table.source}: two columns are called {name!r}; rename one of them")
+    dates = [name for name in table.names if looks_like_dates(pa.array([name]), numbers_too=False)]
+    if len(dates) > 1:
+        hint = "put one time per row"
+        raise DataError(f"{table.source}: column names like {shorten(dates[0])} are dates, times run across; {hint}")
+    if dates and table.rows is not None:
+        raise DataError(f"{table.source}, row 1: {shorten(dates[0])} is a date where names should be; add a header row")
+
+
+def _drop_blank_rows(table: Table) -> Table:
+    """Leave out rows in which every cell is empty, as spreadsheets write below a table."""
+    blank = np.ones(len(table), dtype=bool)
+    for column in table.columns:
+        if not pa.types.is_string(column.type) or not blank.any():
+            return table
+        blank &= pc.equal(column, "").fill_null(False).to_numpy(zero_copy_only=False)
+    if not blank.any():
+        return table
+    return table.keep(~blank, f"{int(blank.sum())} blank rows were left out")

@@ -1,0 +1,214 @@
+"""Rows to series: ordered by time, without repeats, on a calendar without gaps."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+from trellis_ts.datasets.calendar import (
+    first_off_grid,
+    format_times,
+    normalize_freq,
+    search_freq,
+    step_numbers,
+    to_grid,
+)
+from trellis_ts.datasets.columns import shorten
+from trellis_ts.errors import DataError
+from trellis_ts.types import Columns, Panel, Series
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from numpy.typing import NDArray
+
+    from trellis_ts.datasets.columns import Roles, Table
+
+    Stamps = NDArray[np.datetime64]
+
+# Dates read in the wrong order of day and month can still lie on a calendar, but leave it nearly empty.
+_LEAST_FILLED = 0.5
+# A series this long whose own calendar differs is of another kind, not one that happens to have gaps.
+_TELLING_LENGTH = 8
+
+
+class _Ordered(NamedTuple):
+    """Rows of one series after the other, ascending in time and without repeats."""
+
+    rows: NDArray[np.int64]
+    """Which row of the table each was."""
+    time: Stamps
+    codes: NDArray[np.int64]
+    joined: NDArray[np.bool_]
+    """True where a row and the next belong to one series."""
+    was_sorted: bool
+    num_repeats: int
+
+    def bounds(self) -> Iterator[tuple[int, int]]:
+        """Half-open rows of each series."""
+        edges = [0, *(np.flatnonzero(~self.joined) + 1).tolist(), len(self.time)]
+        return pairwise(edges)
+
+
+def build_panel(table: Table, roles: Roles, freq: str | None) -> Panel:
+    """The panel of a table whose columns have been converted.
+
+    Raises:
+        DataError: a stamp occurs twice with different values, or the stamps lie on no common calendar.
+    """
+    notes = [*table.notes, *roles.notes]
+    if roles.dates.swapped is None:
+        ordered, freq = _calendar(table, roles, roles.dates.stamps, freq)
+    else:
+        ordered, freq, note = _choose_order(table, roles, freq)
+        notes.append(note)
+    series, num_gaps = _regular_series(table, roles, ordered, freq)
+    if not ordered.was_sorted:
+        notes.append("rows were not in the order of time and were sorted")
+    if ordered.num_repeats:
+        notes.append(f"{_count(ordered.num_repeats, 'exact duplicate row')} dropped")
+    if num_gaps:
+        notes.append(f"{_count(num_gaps, 'step')} absent from the calendar {freq!r} and kept as missing")
+    if num_missing := int(np.isnan(roles.values[ordered.rows]).sum()):
+        notes.append(f"{_count(num_missing, 'value')} missing")
+    columns = Columns(roles.time, roles.id, roles.channels)
+    return Panel(series, columns, freq, roles.dates.timezone, tuple(notes), table.source)
+
+
+def _count(number: int, noun: str) -> str:
+    return f"1 {noun} is" if number == 1 else f"{number} {noun}s are"
+
+
+def _calendar(table: Table, roles: Roles, stamps: Stamps, freq: str | None) -> tuple[_Ordered, str]:
+    ordered = _order(table, roles, stamps)
+    if freq is None:
+        return ordered, _shared_freq(table, roles, ordered)
+    freq = normalize_freq(freq)
+    _check_freq(table, roles, ordered, freq)
+    return ordered, freq
+
+
+def _choose_order(table: Table, roles: Roles, freq: str | None) -> tuple[_Ordered, str, str]:
+    """Day or month first, where every date allows both: the order that gives a calendar, if only one does."""
+    regular = {}
+    for day_first, stamps in ((True, roles.dates.stamps), (False, roles.dates.swapped)):
+        assert stamps is not None
+        try:
+            ordered, found = _calendar(table, roles, stamps, freq)
+        except DataError:
+            continue
+        length = sum(
+            int(to_grid(ordered.time[a:b], found, roles.dates.timezone)[1].max()) + 1 for a, b in ordered.bounds()
+        )
+        if len(ordered.time) >= _LEAST_FILLED * length:
+            regular[day_first] = (ordered, found)
+    if len(regular) == 1:
+        day_first, (ordered, found) = regular.popitem()
+        order = "day before month" if day_first else "month before day"
+        return ordered, found, f"dates were read with the {order}: only so are they regular"
+    where = table.cell(int(np.argmax(roles.dates.stamps != roles.dates.swapped)), roles.time)
+    raise DataError(f"{where} can be day/month or month/day, as can all others; give --day-first true or false")
+
+
+def _order(table: Table, roles: Roles, stamps: Stamps) -> _Ordered:
+    rows = np.argsort(roles.codes, kind="stable")
+    joined = np.diff(roles.codes[rows]) == 0
+    distances = np.diff(stamps[rows].astype(np.int64))
+    was_sorted = not (joined & (distances < 0)).any()
+    if not was_sorted:
+        rows = np.lexsort((stamps, roles.codes))
+        distances = np.diff(stamps[rows].astype(np.int64))
+    repeated = np.flatnonzero(joined & (distances == 0))
+    first, second = roles.values[rows[repeated]], roles.values[rows[repeated + 1]]
+    differ = ((first != second) & ~(np.isnan(first) & np.isnan(second))).any(axis=1)
+    if differ.any():
+        pair = repeated[int(np.argmax(differ))]
+        _refuse_repeat(table, roles, stamps, int(rows[pair]), int(rows[pair + 1]))
+    rows = np.delete(rows, repeated + 1)
+    codes = roles.codes[rows]
+    return _Ordered(rows, stamps[rows], codes, np.diff(codes) == 0, was_sorted, len(repeated))
+
+
+def _refuse_repeat(table: Table, roles: Roles, stamps: Stamps, first: int, second: int) -> None:
+    stamp = format_times(stamps[first : first + 1], "ns", roles.dates.timezone)[0]
+    rows = f"{table.row(first)} and {table.row(second)}"
+    hint = "keep one of the rows"
+    if roles.id is None:
+        hint += ", or name the column that tells several series apart with --id NAME"
+    of_series = _of_series(roles, first)
+    raise DataError(f"{table.source}, {rows}: {stamp} occurs twice{of_series} with different values; {hint}")
+
+
+def _of_series(roles: Roles, row: int) -> str:
+    return "" if roles.id is None else f" in series {shorten(roles.ids[roles.codes[row]])}"
+
+
+def _shared_freq(table: Table, roles: Roles, ordered: _Ordered) -> str:
+    """The calendar of all series; a long enough one with a calendar of its own is refused."""
+    found = search_freq(ordered.time, ordered.joined, roles.dates.timezone)
+    _check_agreement(table, roles, ordered, found.freq)
+    if found.freq is None:
+        if found.offender is None:
+            raise DataError(f"{table.source}: {found.problem}; give --freq")
+        row = int(ordered.rows[found.offender])
+        where = f"{table.source}, {table.row(row)}{_of_series(roles, row)}"
+        hint = "mend or remove such rows, or give --freq"
+        if roles.dates.timezone == "UTC" and roles.dates.notes:
+            hint += " (a Parquet file or frame can hold a time zone by name)"
+        raise DataError(f"{where}: {found.problem}; {hint}")
+    return found.freq
+
+
+def _check_agreement(table: Table, roles: Roles, ordered: _Ordered, shared: str | None) -> None:
+    """Refuse two series that each have a calendar, but not the same."""
+    bounds = list(ordered.bounds())
+    telling = np.array([stop - start >= _TELLING_LENGTH for start, stop in bounds])
+    usual: tuple[str, int] | None = None
+    if shared is not None:
+        numbers = step_numbers(ordered.time, shared, roles.dates.timezone)
+        single = np.append(~ordered.joined | (np.diff(numbers) == 1), True)
+        edges = np.array([start for start, _ in bounds])
+        shares = np.add.reduceat(single, edges, dtype=np.int64) / np.diff([*edges, len(ordered.time)])
+        usual = (shared, bounds[int(np.argmax(shares))][0])
+        telling &= shares <= 0.5
+    for start, stop in (bounds[i] for i in np.flatnonzero(telling)):
+        own = search_freq(ordered.time[start:stop], ordered.joined[start : stop - 1], roles.dates.timezone).freq
+        if own is None:
+            continue
+        if usual is not None and own != usual[0]:
+            one, other = (shorten(roles.ids[ordered.codes[at]]) for at in (usual[1], start))
+            raise DataError(
+                f"{table.source}: series {one} has steps of {usual[0]!r} and series {other} of {own!r}; "
+                "keep series of one calendar in a table, or give --freq"
+            )
+        usual = usual or (own, start)
+
+
+def _check_freq(table: Table, roles: Roles, ordered: _Ordered, freq: str) -> None:
+    for start, stop in ordered.bounds():
+        off = first_off_grid(ordered.time[start:stop], freq, roles.dates.timezone)
+        if off is None:
+            continue
+        row = int(ordered.rows[start + off])
+        stamp = format_times(ordered.time[start + off :][:1], "ns", roles.dates.timezone)[0]
+        likely = search_freq(ordered.time, ordered.joined, roles.dates.timezone).freq
+        hint = f"the stamps look like --freq {likely}" if likely else "give another --freq or mend the stamp"
+        where = f"{table.source}, {table.row(row)}, column {roles.time!r}"
+        raise DataError(f"{where}: {stamp}{_of_series(roles, row)} is not on the calendar {freq!r}; {hint}")
+
+
+def _regular_series(table: Table, roles: Roles, ordered: _Ordered, freq: str) -> tuple[tuple[Series, ...], int]:
+    values = roles.values[ordered.rows]
+    series, num_gaps = [], 0
+    for start, stop in ordered.bounds():
+        try:
+            grid, positions = to_grid(ordered.time[start:stop], freq, roles.dates.timezone)
+        except DataError as error:
+            raise DataError(f"{table.source}{_of_series(roles, int(ordered.rows[start]))}: {error}") from error
+        filled = np.full((len(grid), values.shape[1]), np.nan)
+        filled[positions] = values[start:stop]
+        num_gaps += len(grid) - (stop - start)
+        series.append(Series(roles.ids[ordered.codes[start]], grid, filled))
+    return tuple(series), num_gaps

@@ -1,0 +1,66 @@
+"""One door to all data: a file, a benchmark's name, or the series shipped with a dependency."""
+
+from __future__ import annotations
+
+import difflib
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from trellis_ts.datasets.long_horizon import benchmark_names, find_benchmark, load_benchmark
+from trellis_ts.datasets.readers import panel_from_frame, read_table
+from trellis_ts.errors import DataError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from trellis_ts.types import Panel
+
+DEMO_NAME = "co2"
+"""Weekly atmospheric CO2 at Mauna Loa, 1958-2001, with its real gaps; it comes with statsmodels."""
+
+
+def load_data(
+    data: str,
+    *,
+    time: str | None = None,
+    target: Sequence[str] | None = None,
+    id: str | None = None,
+    freq: str | None = None,
+    day_first: bool | None = None,
+    progress: Callable[[int, int | None], None] | None = None,
+) -> Panel:
+    """Reads a table from a path, or a data set by its name.
+
+    The column options apply to tables only. ``progress(bytes_done, bytes_total)`` is called while downloading.
+
+    Raises:
+        DataError: there is no such file or name, or it cannot be read.
+    """
+    if not Path(data).exists():
+        if data.lower() == DEMO_NAME:
+            return load_demo()
+        if find_benchmark(data) is not None:
+            return load_benchmark(data, progress=progress)
+        if _is_name(data):
+            raise DataError(_unknown_name(data))
+    return read_table(data, time=time, target=target, id=id, freq=freq, day_first=day_first)
+
+
+def load_demo() -> Panel:
+    """The weekly CO2 series, read without a network."""
+    from statsmodels.datasets import co2
+
+    frame = co2.load_pandas().data
+    frame.index.name = "date"
+    return panel_from_frame(frame.reset_index(), source=DEMO_NAME)
+
+
+def _is_name(data: str) -> bool:
+    return Path(data).suffix == "" and len(Path(data).parts) == 1
+
+
+def _unknown_name(data: str) -> str:
+    names = [DEMO_NAME, *benchmark_names()]
+    close = difflib.get_close_matches(data.lower(), [name.lower() for name in names], n=1, cutoff=0.5)
+    nearest = next((f"; did you mean {name}?" for name in names if [name.lower()] == close), "")
+    return f"'{data}' is neither a file nor a data set{nearest} (data sets: {', '.join(names)})"

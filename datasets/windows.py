@@ -1,0 +1,151 @@
+"""Windows as an index into the series: nothing is unfolded, a batch is gathered when it is asked for."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset
+
+from trellis_ts.datasets.calendar import season_position
+from trellis_ts.types import Batch
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from jaxtyping import Float
+    from numpy.typing import NDArray
+    from torch import Tensor
+
+    from trellis_ts.datasets.splits import Scaler
+    from trellis_ts.types import Panel
+
+
+class ScaledPanel:
+    """All series of a panel end to end, on the scale of the training rows: ``values`` is ``[rows, channel]``.
+
+    float32 with NaN where nothing was measured. One copy serves the windows of every split.
+    """
+
+    def __init__(self, panel: Panel, scaler: Scaler, season_length: int) -> None:
+        lengths = [len(series) for series in panel.series]
+        self.num_series = len(lengths)
+        self.num_channels = panel.num_channels
+        self.starts = np.concatenate(([0], np.cumsum(lengths)))
+        """Row at which each series starts, and where the last one ends."""
+        self.values: Float[Tensor, "rows channel"] = torch.empty(int(self.starts[-1]), panel.num_channels)
+        for index, series in enumerate(panel.series):
+            scaled = (series.values - scaler.loc[index]) / scaler.scale[index]
+            self.values[self.starts[index] : self.starts[index + 1]] = torch.from_numpy(scaled)
+        self.season_length = season_length
+        self.phases = np.array(
+            [season_position(series.time[0], panel.freq, season_length, panel.timezone) for series in panel.series]
+        )
+        """Position in the season of each series' first row."""
+
+    def gather(
+        self,
+        series: NDArray[np.int64],
+        origins: NDArray[np.int64],
+        context_length: int,
+        prediction_length: int,
+    ) -> Batch:
+        """The windows of the given series whose futures start at the given rows of theirs.
+
+        Steps before a series' first row, and past its last, come out as unobserved.
+
+        Args:
+            series: ``[batch]``, which series.
+            origins: ``[batch]``, first future row, counted from the series' own start.
+            context_length: steps before the origin.
+            prediction_length: steps from the origin on; 0 when there is no future to look at.
+        """
+        steps = np.arange(-context_length, prediction_length)
+        local = origins[:, None] + steps
+        rows = torch.from_numpy(local + self.starts[series][:, None])
+        lengths = (self.starts[1:] - self.starts[:-1])[series][:, None]
+        inside = torch.from_numpy((local >= 0) & (local < lengths))
+        values = self.values[rows.clamp_(0, len(self.values) - 1)]  # [B, L + horizon, C]
+        observed = ~values.isnan() & inside[..., None]
+        values = torch.where(observed, values, 0.0)
+        return Batch(
+            context=values[:, :context_length],
+            observed=observed[:, :context_length],
+            phase=torch.from_numpy((self.phases[series] + origins - context_length) % self.season_length),
+            series=torch.from_numpy(series),
+            future=values[:, context_length:] if prediction_length else None,
+            future_observed=observed[:, context_length:] if prediction_length else None,
+        )
+
+
+def _first_origin(last: int, context_length: int, min_context: int) -> int:
+    """First future row in a series read from its own start, the last being ``last``.
+
+    Full contexts where there are any; else the second half of the rows, with contexts that grow.
+    """
+    return context_length if last >= context_length else max(min_context, last // 2)
+
+
+class WindowDataset(Dataset[Batch]):
+    """Every window, at stride 1, whose future lies inside the given rows of its series.
+
+    Contexts may reach back before those rows. Where fewer rows than a context lie before a future, the context is
+    padded on the left; a range that starts a series begins with full contexts if it holds any.
+
+    Args:
+        panel: the scaled series.
+        ranges: half-open rows ``[start, stop)`` per series in which the futures lie.
+        context_length: steps the model reads.
+        prediction_length: steps to predict.
+        min_context: fewest context rows of a window in a series too short for full ones.
+        max_windows: where there are more, this many, evenly spread.
+    """
+
+    def __init__(
+        self,
+        panel: ScaledPanel,
+        ranges: Sequence[tuple[int, int]],
+        *,
+        context_length: int,
+        prediction_length: int,
+        min_context: int,
+        max_windows: int | None = None,
+    ) -> None:
+        self.panel = panel
+        self.context_length, self.prediction_length = context_length, prediction_length
+        first, count = [], []
+        for start, stop in ranges:
+            last = stop - prediction_length
+            origin = start or _first_origin(last, context_length, min_context)
+            first.append(origin)
+            count.append(max(0, last - origin + 1))
+        self._first_origin = np.array(first, dtype=np.int64)
+        self._ends = np.cumsum(np.array(count, dtype=np.int64))
+        total = int(self._ends[-1])
+        self._chosen = (
+            np.linspace(0, total - 1, max_windows).round().astype(np.int64)
+            if max_windows is not None and total > max_windows
+            else None
+        )
+
+    def __len__(self) -> int:
+        return int(self._ends[-1]) if self._chosen is None else len(self._chosen)
+
+    def locate(self, indices: Sequence[int] | NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Series and first future row of the given windows."""
+        index = np.asarray(indices, dtype=np.int64)
+        if self._chosen is not None:
+            index = self._chosen[index]
+        series = np.searchsorted(self._ends, index, side="right")
+        before = np.where(series > 0, self._ends[series - 1], 0)
+        return series, self._first_origin[series] + index - before
+
+    def __getitem__(self, index: int) -> Batch:
+        """One window, as a batch of one."""
+        return self.__getitems__([index])
+
+    def __getitems__(self, indices: Sequence[int]) -> Batch:
+        """Many windows at once: what a ``DataLoader`` calls for a batch."""
+        series, origins = self.locate(indices)
+        return self.panel.gather(series, origins, self.context_length, self.prediction_length)

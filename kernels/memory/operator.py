@@ -1,0 +1,155 @@
+"""The public memory operator: a whole sequence at once, or one token at a time."""
+
+from __future__ import annotations
+
+from jaxtyping import Float
+from torch import Tensor
+
+from trellis_ts.kernels import dispatch
+from trellis_ts.kernels.dispatch import Implementation
+from trellis_ts.kernels.memory.checks import check_state, check_tokens
+from trellis_ts.kernels.memory.types import (
+    STATE_DTYPES,
+    MemoryState,
+    Options,
+    Problem,
+    ReadActivation,
+    Tokens,
+    WriteActivation,
+)
+
+
+def trellis_memory(
+    *,
+    query: Float[Tensor, "batch time head dim"],
+    key: Float[Tensor, "batch time head dim"],
+    value: Float[Tensor, "batch time head dim"],
+    target: Float[Tensor, "batch time head slot"],
+    log_forget: Float[Tensor, "batch time head"],
+    step_size: Float[Tensor, "batch time head"],
+    initial_state: MemoryState | None = None,
+    write_activation: WriteActivation = "silu",
+    read_activation: ReadActivation = "ln_silu",
+    write_epsilon: float = 1e-6,
+    chunk_length: int = 1,
+    second_order: bool = True,
+    implementation: Implementation = "auto",
+) -> tuple[Float[Tensor, "batch time head dim"], MemoryState]:
+    """Write a sequence into the memory and read it back token by token.
+
+    Every head carries two matrices ``[slot, dim]``, a key memory and a value memory. A token writes to both, each by
+    one step of gradient descent on ``1/2 |phi(S w) - target|^2``, and then reads (eqs. 8, 13, 14)::
+
+        z = S w                                         # w is the key for the key memory, the value for the other
+        u = J_phi(z)^T (phi(z) - target)
+        S = exp(log_forget) S - step_size u w^T
+        output = value_memory^T f(key_memory query)     # both memories after their writes
+
+    Inputs are taken as they are: normalising query, key and value, and any activation on the output, are the caller's.
+
+    Args:
+        query: what the key memory is read with.
+        key: what the key pass writes.
+        value: what the value pass writes.
+        target: the code both writes should reproduce.
+        log_forget: logarithm of the forget gate, at most 0; minus infinity forgets everything held before.
+        step_size: how far a write moves the memory, at least 0. A token with step size 0 and log-forget 0 is masked:
+            it leaves both memories exactly as they were, and still reads them. Neither range is checked, since
+            looking at the values would make a GPU wait.
+        initial_state: both memories before the first token, ``[batch, head, slot, dim]``; zero if None.
+        write_activation: ``phi``. ``ln_silu`` is LayerNorm (without affine part) of SiLU over the slots; from a zero
+            memory it needs a ``write_epsilon`` of order 1, see README.md beside this file.
+        read_activation: ``f``: LayerNorm of SiLU, SiLU scaled to unit length, or softmax, over the slots. The first
+            two add 1e-6 to the variance, or to the sum of squares, inside the square root.
+        write_epsilon: added to the variance inside the square root of ``ln_silu`` in the write; otherwise without
+            effect.
+        chunk_length: 1 computes the exact recurrence above. With C > 1, ``z`` is formed from the state at the start of
+            the token's chunk, chunks being C tokens counted from the first of this call and the last one possibly
+            shorter; decay, accumulation and reads still go token by token. **This changes the result.**
+        second_order: differentiate through ``z``. If False, ``u`` treats ``z`` as a constant in the backward pass:
+            no gradient reaches the inputs and earlier states by way of ``z``, while the target keeps its gradient,
+            without which its projection could not be trained. The forward pass is the same.
+        implementation: how it is computed, never what: ``auto`` chooses by device, dtype and shape, a name asks for
+            that implementation or an error.
+
+    Returns:
+        The output ``[batch, time, head, dim]`` in the inputs' dtype, and the state after the last token, in float32
+        for bfloat16 and float16 inputs and in the inputs' dtype otherwise. Nothing passed in is modified.
+
+    Raises:
+        ConfigError: shapes, dtypes or devices do not fit together, an axis other than batch is empty, or an option is
+            none of its choices.
+        BackendError: ``implementation`` is unknown or cannot run this call.
+    """
+    tokens = Tokens(query, key, value, target, log_forget, step_size)
+    options = Options(write_activation, read_activation, write_epsilon, chunk_length, second_order)
+    sizes = check_tokens(tokens, has_time=True)
+    if initial_state is None:
+        shape = (sizes["batch"], sizes["head"], sizes["slot"], sizes["dim"])
+        zero = query.new_zeros(shape, dtype=STATE_DTYPES[query.dtype])
+        initial_state = MemoryState(zero, zero)
+    else:
+        check_state("initial_state", initial_state, query, sizes)
+    return _run(tokens, initial_state, options, implementation)
+
+
+def trellis_memory_step(
+    *,
+    query: Float[Tensor, "batch head dim"],
+    key: Float[Tensor, "batch head dim"],
+    value: Float[Tensor, "batch head dim"],
+    target: Float[Tensor, "batch head slot"],
+    log_forget: Float[Tensor, "batch head"],
+    step_size: Float[Tensor, "batch head"],
+    state: MemoryState,
+    write_activation: WriteActivation = "silu",
+    read_activation: ReadActivation = "ln_silu",
+    write_epsilon: float = 1e-6,
+    second_order: bool = True,
+    implementation: Implementation = "auto",
+) -> tuple[Float[Tensor, "batch head dim"], MemoryState]:
+    """Write and read one token: ``trellis_memory`` on a sequence of length one, with ``chunk_length=1``.
+
+    Args:
+        query: as for ``trellis_memory``, without the time axis; so are the next five.
+        key: see ``query``.
+        value: see ``query``.
+        target: see ``query``.
+        log_forget: see ``query``.
+        step_size: see ``query``.
+        state: the state the last step returned, each memory ``[batch, head, slot, dim]``; it is not modified.
+        write_activation: as for ``trellis_memory``; so are the rest.
+        read_activation: see ``write_activation``.
+        write_epsilon: see ``write_activation``.
+        second_order: see ``write_activation``.
+        implementation: see ``write_activation``.
+
+    Returns:
+        The output ``[batch, head, dim]`` and the state to hand to the next step.
+
+    Raises:
+        ConfigError: as for ``trellis_memory``.
+        BackendError: as for ``trellis_memory``.
+    """
+    tokens = Tokens(query, key, value, target, log_forget, step_size)
+    options = Options(write_activation, read_activation, write_epsilon, chunk_length=1, second_order=second_order)
+    check_state("state", state, query, check_tokens(tokens, has_time=False))
+    output, state = _run(Tokens(*(tensor.unsqueeze(1) for tensor in tokens)), state, options, implementation)
+    return output.squeeze(1), state
+
+
+def _run(
+    tokens: Tokens, initial_state: MemoryState, options: Options, implementation: Implementation
+) -> tuple[Float[Tensor, "batch time head dim"], MemoryState]:
+    batch, num_tokens, num_heads, num_slots = tokens.target.shape
+    problem = Problem(
+        device=tokens.query.device,
+        dtype=tokens.query.dtype,
+        num_rows=batch * num_heads,
+        num_tokens=num_tokens,
+        num_slots=num_slots,
+        head_dim=tokens.query.shape[-1],
+        options=options,
+    )
+    chosen = dispatch.choose(implementation, problem)
+    return dispatch.IMPLEMENTATIONS[chosen].run(tokens, MemoryState(*initial_state), options)

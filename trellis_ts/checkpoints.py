@@ -1,0 +1,251 @@
+"""Model directories: ``config.json``, ``data.json`` and ``model.safetensors``. Nothing in them is ever executed.
+
+``config.json`` holds the settings, the lengths the model is built for and the checksums of the other two files;
+``data.json`` the columns, the calendar and the scaler. Both have a closed schema: unknown keys, wrong types and values
+out of range are refused, and tensors are compared by name and shape before any is read.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
+
+import torch
+from pydantic import TypeAdapter, ValidationError
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from trellis_ts.config import Closed, ExperimentConfig, WindowShape
+from trellis_ts.errors import CheckpointError, ConfigError
+from trellis_ts.files import open_permissions
+from trellis_ts.model import ForecastModel
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from trellis_ts.config import Implementation
+
+FORMAT_VERSION = 1
+_CONFIG_FILE, _DATA_FILE, _WEIGHTS_FILE = "config.json", "data.json", "model.safetensors"
+TRAINING_FOLDER = "training"
+"""Logs and resumable state, kept beside the model's files and not needed to forecast."""
+_LARGEST_JSON_BYTES = 1 << 30
+
+
+@dataclass(frozen=True)
+class SeriesRecord(Closed):
+    """What a model remembers of one training series: its scaler per channel, and where its known rows ended."""
+
+    name: str
+    loc: tuple[float, ...]
+    scale: tuple[float, ...]
+    known_until: int | None
+    """Last stamp used to train or to choose the epoch, in nanoseconds since 1970; None if no row was."""
+
+
+@dataclass(frozen=True)
+class DataRecord(Closed):
+    """What a model remembers of its data, enough to read the next table and to forecast from it."""
+
+    time_column: str
+    id_column: str | None
+    channels: tuple[str, ...]
+    freq: str
+    timezone: str | None
+    dataset: str | None
+    series: tuple[SeriesRecord, ...]
+
+
+@dataclass(frozen=True)
+class _ConfigFile(Closed):
+    format: Literal["trellis_ts.model"]
+    format_version: int
+    package_version: str
+    experiment: ExperimentConfig
+    shape: WindowShape
+    sha256: dict[str, str]
+
+
+@dataclass(frozen=True, eq=False)
+class Checkpoint:
+    """A model with all that is needed to use it."""
+
+    model: ForecastModel
+    experiment: ExperimentConfig
+    data: DataRecord
+
+
+_Schema = TypeVar("_Schema")
+
+
+def save_checkpoint(directory: str | os.PathLike[str], checkpoint: Checkpoint, *, package_version: str) -> Path:
+    """Writes a model directory in one step: it appears whole, or what was there before stays as it was.
+
+    Raises:
+        CheckpointError: the place cannot be written, or the disk is full.
+    """
+    target = Path(directory)
+    with _explained(f"cannot save the model to {target}"):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        stage = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}.saving-"))
+        try:
+            weights = {name: value.detach().cpu().contiguous() for name, value in checkpoint.model.state_dict().items()}
+            save_file(weights, stage / _WEIGHTS_FILE)
+            _write_json(stage / _DATA_FILE, asdict(checkpoint.data))
+            config = _ConfigFile(
+                format="trellis_ts.model",
+                format_version=FORMAT_VERSION,
+                package_version=package_version,
+                experiment=checkpoint.experiment,
+                shape=checkpoint.model.shape,
+                sha256={name: _sha256(stage / name) for name in (_DATA_FILE, _WEIGHTS_FILE)},
+            )
+            _write_json(stage / _CONFIG_FILE, asdict(config))
+            for name in (_CONFIG_FILE, _DATA_FILE, _WEIGHTS_FILE):
+                _flush(stage / name)
+            open_permissions(stage, 0o777)
+            _swap_in(stage, target)
+        finally:
+            shutil.rmtree(stage, ignore_errors=True)
+    return target
+
+
+def load_checkpoint(directory: str | os.PathLike[str]) -> Checkpoint:
+    """Reads a model directory, checking everything before it allocates.
+
+    Raises:
+        CheckpointError: it is missing, incomplete, damaged, or written by a newer version.
+    """
+    source = Path(directory)
+    if not source.is_dir():
+        raise CheckpointError(f"no model at {source}: there is no such directory; train one with `trellis train`")
+    if not (source / _CONFIG_FILE).is_file():
+        unfinished = (source / TRAINING_FOLDER).is_dir()
+        hint = "its training has not finished; go on with `trellis train ... --resume`" if unfinished else "it is no model"
+        raise CheckpointError(f"no model at {source}: {_CONFIG_FILE} is missing; {hint}")
+    with _explained(f"cannot read the model at {source}"):
+        _check_version(source / _CONFIG_FILE)
+        config = _read_json(source / _CONFIG_FILE, _ConfigFile)
+        for name in (_DATA_FILE, _WEIGHTS_FILE):
+            expected = config.sha256.get(name)
+            if not (source / name).is_file():
+                raise CheckpointError(f"the model at {source} is incomplete: {name} is missing; copy the whole directory")
+            if _sha256(source / name) != expected:
+                raise CheckpointError(
+                    f"the model at {source} is damaged: {name} does not match its checksum; copy or train it again"
+                )
+        data = _read_json(source / _DATA_FILE, DataRecord)
+        if len(data.channels) != config.shape.num_channels:
+            raise CheckpointError(f"the model at {source} is damaged: {_DATA_FILE} and {_CONFIG_FILE} disagree on channels")
+        model = _read_weights(source / _WEIGHTS_FILE, config)
+    return Checkpoint(model, config.experiment, data)
+
+
+def build_model(
+    experiment: ExperimentConfig, shape: WindowShape, *, implementation: Implementation = "auto"
+) -> ForecastModel:
+    """An untrained model of this configuration."""
+    training = experiment.training
+    levels = training.quantile_levels if training.loss == "quantile" else ()
+    return ForecastModel(experiment.model, shape, levels, implementation=implementation)
+
+
+def _read_weights(path: Path, config: _ConfigFile) -> ForecastModel:
+    with torch.device("meta"):  # shapes without memory, so that a forged configuration cannot allocate
+        model = build_model(config.experiment, config.shape)
+    expected = {name: tuple(value.shape) for name, value in model.state_dict().items()}
+    try:
+        with safe_open(path, framework="pt") as file:
+            found = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+            if found != expected:
+                wrong = sorted(set(found.items()) ^ set(expected.items()))[0][0]
+                raise CheckpointError(f"{path} does not fit its configuration: tensor '{wrong}' differs")
+            weights = {name: file.get_tensor(name) for name in found}
+    except SafetensorError as error:
+        raise CheckpointError(f"{path} is damaged: {error}") from None
+    model.load_state_dict(weights, assign=True)
+    return model.eval()
+
+
+def _check_version(path: Path) -> None:
+    """A newer format is named as such before its unknown keys are held against it."""
+    try:
+        header = json.loads(path.read_bytes())
+        version = header.get("format_version")
+    except (ValueError, AttributeError):
+        raise CheckpointError(f"{path} is damaged: it is not a JSON object") from None
+    if isinstance(version, int) and version > FORMAT_VERSION:
+        raise CheckpointError(
+            f"{path} has format version {version}, this trellis reads up to {FORMAT_VERSION}; upgrade trellis-ts"
+        )
+
+
+def _read_json(path: Path, schema: type[_Schema]) -> _Schema:
+    if path.stat().st_size > _LARGEST_JSON_BYTES:
+        raise CheckpointError(f"{path} is larger than any such file can be; it is damaged")
+    adapter: TypeAdapter[_Schema] = TypeAdapter(schema)
+    try:
+        return adapter.validate_json(path.read_bytes(), strict=True)
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(str(part) for part in first["loc"])
+        raise CheckpointError(f"{path} is damaged: {place or 'the whole'}: {first['msg']}") from None
+    except ConfigError as error:
+        raise CheckpointError(f"{path} is damaged: {error}") from None
+
+
+def _write_json(path: Path, content: dict[str, Any]) -> None:
+    path.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _flush(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDWR)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _swap_in(stage: Path, target: Path) -> None:
+    """Puts the staged directory in place. A directory cannot be replaced in one system call, so an older model steps
+    aside first and is deleted last; its training folder moves along."""
+    if not target.exists():
+        stage.rename(target)
+        return
+    if (target / TRAINING_FOLDER).is_dir():
+        (target / TRAINING_FOLDER).rename(stage / TRAINING_FOLDER)
+    aside = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}.old-"))
+    target.rename(aside / target.name)
+    try:
+        stage.rename(target)
+    except OSError:
+        (aside / target.name).rename(target)
+        raise
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+@contextmanager
+def _explained(what: str) -> Iterator[None]:
+    """Turns the operating system's refusals into one line."""
+    try:
+        yield
+    except OSError as error:
+        reason = "the disk is full" if error.errno == errno.ENOSPC else (error.strerror or str(error)).lower()
+        raise CheckpointError(f"{what}: {reason}") from error
+    except SafetensorError as error:  # it wraps the system's error in its own
+        reason = "the disk is full" if "No space left" in str(error) else str(error)
+        raise CheckpointError(f"{what}: {reason}") from error

@@ -1,0 +1,81 @@
+"""What a person sees: notes, progress, tables. Everything but results goes to standard error."""
+
+from __future__ import annotations
+
+import json
+import sys
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    from trellis_ts.types import Panel
+
+
+class Terminal:
+    """Standard output for results, standard error for the rest."""
+
+    def __init__(self, *, quiet: bool, as_json: bool) -> None:
+        self.quiet, self.as_json = quiet, as_json
+        self.out = Console(highlight=False, soft_wrap=True)
+        self.err = Console(stderr=True, highlight=False, soft_wrap=True)
+
+    def note(self, text: str) -> None:
+        """One line on standard error, unless quiet."""
+        if not self.quiet:
+            self.err.print(text, markup=False)
+
+    def result(self, text: str, data: dict[str, Any]) -> None:
+        """The result: text for a person, or JSON for a machine."""
+        if self.as_json:
+            sys.stdout.write(json.dumps(data, allow_nan=False) + "\n")
+        else:
+            self.out.print(text, markup=False)
+
+    @contextmanager
+    def progress(self, label: str) -> Iterator[Callable[[int, int | None], None]]:
+        """A bar that is called with what is done and the total."""
+        columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:>3.0f} %"), TimeRemainingColumn())
+        with Progress(*columns, console=self.err, transient=True, disable=self.quiet or not self.err.is_terminal) as bar:
+            task = bar.add_task(label, total=None)
+            yield lambda done, total: bar.update(task, completed=done, total=total)
+
+    @contextmanager
+    def download(self) -> Iterator[Callable[[int, int | None], None]]:
+        """A bar in bytes that appears with the first byte."""
+        columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
+        with Progress(*columns, console=self.err, transient=True, disable=self.quiet) as bar:
+            tasks: list[Any] = []
+
+            def update(done: int, total: int | None) -> None:
+                if not tasks:
+                    tasks.append(bar.add_task("downloading", total=total))
+                bar.update(tasks[0], completed=done, total=total)
+
+            yield update
+
+
+def read(terminal: Terminal, data: str, columns: dict[str, Any]) -> Panel:
+    """Reads a table or a data set, saying what was accepted with a note."""
+    from trellis_ts.datasets.sources import load_data
+
+    with terminal.download() as progress:
+        panel = load_data(data, **columns, progress=progress)
+    for note in panel.notes:
+        terminal.note(f"note: {panel.source}: {note}")
+    return panel
+
+
+def table(rows: Sequence[Sequence[str]]) -> str:
+    """Rows in aligned columns, the first to the left and the others to the right; the first row is the header."""
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    lines = []
+    for row in rows:
+        cells = [row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))]
+        lines.append("  ".join(cells).rstrip())
+    lines.insert(1, "  ".join("-" * width for width in widths))
+    return "\n".join(lines)

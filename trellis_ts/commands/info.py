@@ -1,0 +1,57 @@
+"""``trellis info``: what a model directory holds."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Any
+
+from trellis_ts.commands.console import Terminal
+from trellis_ts.commands.options import Parser, add_output_options, flat_config
+
+
+def parser() -> Parser:
+    """The command's options."""
+    options = Parser("info", "Says what a model reads and predicts, on which columns, and with which settings.")
+    options.add_argument("model", type=str, help="model directory written by `trellis train`")
+    add_output_options(options)
+    return options
+
+
+def run(arguments: list[str]) -> None:
+    """Runs the command.
+
+    Raises:
+        TrellisError: bad input.
+    """
+    values = parser().parse_args(arguments)
+    terminal = Terminal(quiet=values.quiet, as_json=values.json)
+    from trellis_ts.checkpoints import load_checkpoint
+
+    checkpoint = load_checkpoint(values.model)
+    model, data = checkpoint.model, checkpoint.data
+    settings = flat_config(checkpoint.experiment)
+    facts: dict[str, Any] = {
+        "model": values.model,
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "dataset": data.dataset,
+        "time_column": data.time_column,
+        "id_column": data.id_column,
+        "channels": list(data.channels),
+        "freq": data.freq,
+        "timezone": data.timezone,
+        "num_series": len(data.series),
+        "quantile_levels": list(model.quantile_levels),
+        "shape": asdict(model.shape),
+        "settings": settings,
+    }
+    shown = {key: value for key, value in facts.items() if key not in ("shape", "settings")} | facts["shape"]
+    shown |= {key: value for key, value in settings.items() if key not in shown and value is not None}
+    width = max(map(len, shown))
+    text = "\n".join(f"{key.replace('_', ' ').ljust(width)}  {_shown(value)}" for key, value in shown.items())
+    terminal.result(text, facts)
+
+
+def _shown(value: object) -> str:
+    if isinstance(value, list):
+        return ", ".join(map(str, value)) or "none"
+    return "none" if value is None else f"{value:,}" if type(value) is int and value >= 10_000 else str(value)

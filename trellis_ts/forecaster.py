@@ -1,0 +1,223 @@
+"""A trained model as an object: load, predict, save. No Lightning here."""
+
+from __future__ import annotations
+
+from importlib.metadata import version
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+import torch
+
+from trellis_ts.checkpoints import Checkpoint, load_checkpoint, save_checkpoint
+from trellis_ts.datasets import calendar
+from trellis_ts.datasets.readers import panel_from_frame
+from trellis_ts.datasets.splits import Scaler
+from trellis_ts.datasets.windows import ScaledPanel
+from trellis_ts.errors import ConfigError, DataError
+from trellis_ts.types import Batch, Columns, Forecast, Panel, Series
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+
+# Series forecast at once. It bounds memory; no forecast depends on it.
+_ROWS_PER_BATCH = 1024
+
+
+class Forecaster:
+    """A trained model with the columns, calendar and scaler of its data.
+
+    Example:
+        >>> forecaster = Forecaster.load("models/sales")          # doctest: +SKIP
+        >>> forecaster.predict(pandas.read_csv("sales.csv"))      # doctest: +SKIP
+    """
+
+    def __init__(self, checkpoint: Checkpoint, *, device: str = "cpu") -> None:
+        self.checkpoint = checkpoint
+        self.device = torch.device(device)
+        self._model = checkpoint.model.to(self.device).eval()
+
+    @classmethod
+    def load(cls, directory: str | os.PathLike[str], *, device: str = "cpu") -> Forecaster:
+        """Reads a model directory.
+
+        Raises:
+            CheckpointError: it is missing, incomplete, damaged, or of a newer version.
+        """
+        return cls(load_checkpoint(directory), device=device)
+
+    def save(self, directory: str | os.PathLike[str]) -> Path:
+        """Writes a model directory whole, or leaves what was there.
+
+        Raises:
+            CheckpointError: the place cannot be written, or the disk is full.
+        """
+        return save_checkpoint(directory, self.checkpoint, package_version=version("trellis-ts"))
+
+    def predict(self, frame: pd.DataFrame, *, prediction_length: int | None = None) -> pd.DataFrame:
+        """Forecasts what follows the frame's last rows.
+
+        Args:
+            frame: history in the columns the model was trained on, wide or long; it is not changed.
+            prediction_length: steps to forecast; the trained horizon unless given. Beyond it, forecasts are fed back.
+
+        Returns:
+            One row per series (per channel of a wide frame) and future stamp; see ``forecast_frame``.
+
+        Raises:
+            DataError: the frame cannot be read, or has other columns.
+        """
+        data = self.checkpoint.data
+        panel = panel_from_frame(
+            frame, time=data.time_column, target=data.channels, id=data.id_column, freq=data.freq
+        )
+        return forecast_frame(panel, self.forecast(panel, prediction_length=prediction_length))
+
+    def check(self, panel: Panel) -> Panel:
+        """The panel with its channels in the model's order.
+
+        Raises:
+            DataError: channels or calendar are not those the model was trained on.
+        """
+        data = self.checkpoint.data
+        missing = [name for name in data.channels if name not in panel.channels]
+        if missing or len(panel.channels) != len(data.channels):
+            raise DataError(
+                f"{panel.source}: the model was trained on column(s) {', '.join(data.channels)}, the data has "
+                f"{', '.join(panel.channels)}; train on it, or name the columns with --target"
+            )
+        if panel.freq != data.freq:
+            raise DataError(
+                f"{panel.source}: the model was trained on steps of {data.freq}, the data has steps of {panel.freq}; "
+                "bring data of the same frequency, or train on it"
+            )
+        if panel.channels == data.channels:
+            return panel
+        order = [panel.channels.index(name) for name in data.channels]
+        return Panel(
+            series=tuple(Series(each.name, each.time, each.values[:, order]) for each in panel.series),
+            columns=Columns(panel.columns.time, panel.columns.id, data.channels),
+            freq=panel.freq,
+            timezone=panel.timezone,
+            notes=panel.notes,
+            source=panel.source,
+            dataset=panel.dataset,
+        )
+
+    def scaler(self) -> Scaler:
+        """The training rows' statistics."""
+        series = self.checkpoint.data.series
+        return Scaler(
+            tuple(each.name for each in series),
+            np.array([each.loc for each in series]),
+            np.array([each.scale for each in series]),
+        )
+
+    def forecast(self, panel: Panel, *, prediction_length: int | None = None) -> Forecast:
+        """Forecasts each series from its end, in the units of the data: ``[series, horizon, channel]``.
+
+        Raises:
+            ConfigError: ``prediction_length`` is below 1.
+            DataError: the panel does not fit the model.
+        """
+        horizon = self.prediction_length if prediction_length is None else prediction_length
+        if horizon < 1:
+            raise ConfigError(f"prediction_length={horizon} must be at least 1")
+        panel = self.check(panel)
+        scaler = self.scaler().of(panel)
+        scaled = ScaledPanel(panel, scaler, self._model.shape.season_length)
+        ends = np.array([len(series) for series in panel.series], dtype=np.int64)
+        pieces = []
+        for start in range(0, len(ends), _ROWS_PER_BATCH):
+            index = np.arange(start, min(start + _ROWS_PER_BATCH, len(ends)))
+            batch = scaled.gather(index, ends[index], self._model.shape.context_length, 0)
+            pieces.append(self.roll_out(batch, horizon))
+        return _unscale(pieces, scaler)
+
+    @property
+    def prediction_length(self) -> int:
+        """The trained horizon in steps."""
+        return self._model.shape.prediction_length
+
+    @torch.inference_mode()
+    def roll_out(self, batch: Batch, prediction_length: int) -> Forecast:
+        """Forecasts a batch on its own scale; past the trained horizon, point forecasts are read as if observed."""
+        batch = batch.to(self.device)
+        context_length, season_length = self._model.shape.context_length, self._model.shape.season_length
+        forecasts = [self._model(batch)]
+        done = self.prediction_length
+        while done < prediction_length:
+            point = forecasts[-1].point
+            batch = batch._replace(
+                context=torch.cat((batch.context, point), dim=1)[:, -context_length:],
+                observed=torch.cat((batch.observed, torch.ones_like(point, dtype=torch.bool)), dim=1)[:, -context_length:],
+                phase=(batch.phase + self.prediction_length) % season_length,
+            )
+            forecasts.append(self._model(batch))
+            done += self.prediction_length
+        quantiles = [each.quantiles for each in forecasts if each.quantiles is not None]
+        return Forecast(
+            point=torch.cat([each.point for each in forecasts], dim=1)[:, :prediction_length].cpu(),
+            quantiles=torch.cat(quantiles, dim=1)[:, :prediction_length].cpu() if quantiles else None,
+            quantile_levels=self._model.quantile_levels,
+        )
+
+
+def _unscale(pieces: Sequence[Forecast], scaler: Scaler) -> Forecast:
+    """From the standardised scale to the units of the data, in float64."""
+    loc, scale = torch.from_numpy(scaler.loc)[:, None], torch.from_numpy(scaler.scale)[:, None]  # [S, 1, C]
+    quantiles = [piece.quantiles for piece in pieces if piece.quantiles is not None]
+    return Forecast(
+        point=torch.cat([piece.point for piece in pieces]) * scale + loc,
+        quantiles=torch.cat(quantiles) * scale[..., None] + loc[..., None] if quantiles else None,
+        quantile_levels=pieces[0].quantile_levels,
+    )
+
+
+def forecast_frame(
+    panel: Panel, forecast: Forecast, *, id_name: str | None = None, time_name: str | None = None
+) -> pd.DataFrame:
+    """Forecasts as a long frame: series, stamp, ``forecast`` and one column per quantile (``q0.1``, ...).
+
+    For a wide table the channels are the series. A long table with several targets gets a column ``channel`` as well.
+    Stamps are wall-clock times, or aware ones where the panel has a time zone.
+
+    Args:
+        panel: the history that was forecast.
+        forecast: ``[series, horizon, channel]`` in the units of the data.
+        id_name: name of the first column; the table's own, or ``unique_id`` for a wide one, unless given.
+        time_name: name of the time column; the table's own unless given.
+    """
+    horizon, channels = forecast.point.shape[1:]
+    stamps = np.stack(
+        [calendar.future_times(each.time[-1], panel.freq, horizon, panel.timezone) for each in panel.series]
+    )
+    names = np.array([series.name for series in panel.series], dtype=object)
+    columns: dict[str, object] = {}
+    columns[id_name or panel.columns.id or "unique_id"] = (
+        np.tile(np.repeat(np.array(panel.channels, dtype=object), horizon), len(names))
+        if panel.is_wide
+        else np.repeat(names, channels * horizon)
+    )
+    if not panel.is_wide and channels > 1:
+        columns["channel"] = np.tile(np.repeat(np.array(panel.channels, dtype=object), horizon), len(names))
+    columns[time_name or panel.columns.time] = _as_index(np.repeat(stamps[:, None], channels, axis=1).ravel(), panel)
+    columns["forecast"] = _flat(forecast.point)
+    for index, level in enumerate(forecast.quantile_levels):
+        if forecast.quantiles is not None:
+            columns[f"q{level:g}"] = _flat(forecast.quantiles[..., index])
+    return pd.DataFrame(columns)
+
+
+def _flat(values: torch.Tensor) -> NDArray[np.float64]:
+    """``[series, horizon, channel]`` in the order of the frame's rows."""
+    return values.transpose(1, 2).reshape(-1).double().numpy()
+
+
+def _as_index(stamps: NDArray[np.datetime64], panel: Panel) -> pd.DatetimeIndex:
+    index = pd.DatetimeIndex(stamps)
+    return index if panel.timezone is None else index.tz_localize("UTC").tz_convert(panel.timezone)

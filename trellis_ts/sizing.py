@@ -1,0 +1,86 @@
+"""Lengths chosen from the data where the configuration leaves them open."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from trellis_ts.config import WindowShape
+from trellis_ts.datasets import calendar
+from trellis_ts.datasets.long_horizon import find_benchmark
+from trellis_ts.errors import ConfigError, DataError
+
+if TYPE_CHECKING:
+    from trellis_ts.config import DataConfig, WindowConfig
+    from trellis_ts.types import Panel
+
+# A context spans this many seasons of sub-daily data (a week of days) or of coarser data, up to the longest.
+_SEASONS_SUB_DAILY, _SEASONS_COARSER = 7, 3
+_SUB_DAILY_UNITS = ("h", "min", "s", "ms", "us", "ns")
+_LONGEST_CHOSEN_CONTEXT = 1024
+_CHOSEN_NUM_PATCHES = 16
+
+
+def choose_prediction_length(panel: Panel, window: WindowConfig) -> int:
+    """The configured horizon, else a customary one for the frequency, at most a sixth of the longest series."""
+    if window.prediction_length is not None:
+        return window.prediction_length
+    longest = max(len(series) for series in panel.series)
+    return max(1, min(calendar.default_prediction_length(panel.freq), longest // 6))
+
+
+def choose_season_length(panel: Panel, window: WindowConfig) -> int:
+    """The configured season, else the benchmark's, else the customary one for the frequency."""
+    if window.season_length is not None:
+        return window.season_length
+    if panel.dataset is not None and (spec := find_benchmark(panel.dataset)) is not None:
+        return spec.season_length
+    return calendar.season_length(panel.freq)
+
+
+def choose_shape(panel: Panel, window: WindowConfig, *, train_rows: int) -> WindowShape:
+    """All lengths of a model for this panel, whose longest series has ``train_rows`` training rows.
+
+    Raises:
+        ConfigError: a length that was asked for does not fit the training rows.
+        DataError: the series are too short for a patch and a horizon.
+    """
+    prediction_length = choose_prediction_length(panel, window)
+    season_length = choose_season_length(panel, window)
+    room = train_rows - prediction_length
+    if window.context_length is not None:
+        context_length = window.context_length
+        if context_length > room:
+            raise ConfigError(
+                f"context_length={context_length} and prediction_length={prediction_length} exceed the {train_rows} "
+                f"rows of split 'train' of {panel.source}; shorten one of them"
+            )
+    else:
+        is_sub_daily = panel.freq.lstrip("0123456789") in _SUB_DAILY_UNITS
+        seasons = _SEASONS_SUB_DAILY if is_sub_daily else _SEASONS_COARSER
+        wanted = min(max(seasons * season_length, 4 * prediction_length), _LONGEST_CHOSEN_CONTEXT)
+        # Half of the rows stay free to be predicted, so that a short series still gives many windows.
+        context_length = max(1, min(wanted, room // 2))
+    patch_length = window.patch_length or max(1, round(context_length / _CHOSEN_NUM_PATCHES))
+    if room < patch_length:
+        raise DataError(
+            f"{panel.source}: too short to train on: {train_rows} training rows do not hold a patch of {patch_length} and "
+            f"a horizon of {prediction_length}; lower --patch-length or --prediction-length, or bring more rows"
+        )
+    if window.context_length is None and window.patch_length is None and context_length > patch_length:
+        context_length -= context_length % patch_length
+    return WindowShape(
+        context_length=max(context_length, patch_length) if window.context_length is None else context_length,
+        prediction_length=prediction_length,
+        patch_length=patch_length,
+        patch_stride=window.patch_stride or patch_length,
+        season_length=season_length,
+        num_channels=panel.num_channels,
+    )
+
+
+def explain_shape(shape: WindowShape, panel: Panel) -> str:
+    """The chosen lengths in one line."""
+    return (
+        f"reads {shape.context_length} steps of {panel.freq} as {shape.num_patches} patches of {shape.patch_length}, "
+        f"predicts {shape.prediction_length}; season of {shape.season_length}"
+    )

@@ -1,0 +1,323 @@
+"""From a panel and a configuration to a trained model."""
+
+from __future__ import annotations
+
+import csv
+import logging
+import math
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+import lightning
+import torch
+from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
+from lightning.pytorch.loggers import TensorBoardLogger
+
+from trellis_ts.checkpoints import Checkpoint, DataRecord, SeriesRecord, build_model
+from trellis_ts.datasets.long_horizon import borders, find_benchmark
+from trellis_ts.datasets.splits import Splits
+from trellis_ts.datasets.windows import ScaledPanel, WindowDataset
+from trellis_ts.devices import resolve_device
+from trellis_ts.errors import ConfigError, DataError, TrellisError
+from trellis_ts.lightning import ForecastModule, WindowDataModule
+from trellis_ts.sizing import choose_prediction_length, choose_shape
+
+if TYPE_CHECKING:
+    from trellis_ts.config import ExperimentConfig, WindowShape
+    from trellis_ts.types import Panel
+
+_LOGGER = logging.getLogger(__name__)
+# A panel of a user's own is sampled to epochs of at most this many windows, so that the first epoch ends soon.
+_CHOSEN_WINDOWS_PER_EPOCH = 16_384
+_CHOSEN_VALIDATION_WINDOWS = 8_192
+
+StopReason = Literal["epochs", "patience", "time", "interrupted"]
+
+
+@dataclass(frozen=True)
+class EpochReport:
+    """One finished epoch; losses are means over observed values on the standardised scale."""
+
+    epoch: int
+    step: int
+    seconds: float
+    train_loss: float
+    validation_loss: float
+    learning_rate: float
+    is_best: bool
+
+
+class TrainingObserver(Protocol):
+    """Hears how training goes; the command line draws its progress bar this way."""
+
+    def started(self, *, num_epochs: int, steps_per_epoch: int, first_epoch: int) -> None: ...
+
+    def stepped(self) -> None: ...
+
+    def epoch_ended(self, report: EpochReport) -> None: ...
+
+    def should_stop(self) -> bool: ...
+
+
+class SilentObserver:
+    """Hears and says nothing."""
+
+    def started(self, *, num_epochs: int, steps_per_epoch: int, first_epoch: int) -> None:
+        pass
+
+    def stepped(self) -> None:
+        pass
+
+    def epoch_ended(self, report: EpochReport) -> None:
+        pass
+
+    def should_stop(self) -> bool:
+        return False
+
+
+@dataclass(frozen=True)
+class TrainingSummary:
+    """How a training run went."""
+
+    stop_reason: StopReason
+    num_epochs: int
+    best_epoch: int
+    validation_loss: float
+    seconds: float
+    num_parameters: int
+    train_windows: int
+    validation_windows: int
+    left_out_series: int
+    """Series too short to train on; they can still be forecast."""
+
+
+@dataclass(frozen=True, eq=False)
+class Preparation:
+    """Everything decided before the first step."""
+
+    splits: Splits
+    shape: WindowShape
+    config: ExperimentConfig
+    train: WindowDataset
+    validation: WindowDataset
+    left_out_series: int
+
+
+def make_splits(panel: Panel, config: ExperimentConfig, prediction_length: int) -> Splits:
+    """A benchmark's published borders, else the end of every series held out."""
+    if panel.dataset is not None and (spec := find_benchmark(panel.dataset)) is not None:
+        return Splits.fixed(panel, borders(spec, len(panel.series[0])))
+    return Splits.chronological(
+        panel,
+        validation_size=config.data.validation_size,
+        test_size=config.data.test_size,
+        prediction_length=prediction_length,
+    )
+
+
+def prepare(panel: Panel, config: ExperimentConfig) -> Preparation:
+    """Splits, sizes and windows, with the choices filled into the configuration.
+
+    Raises:
+        ConfigError: lengths that do not fit the data.
+        DataError: too little data.
+    """
+    splits = make_splits(panel, config, choose_prediction_length(panel, config.window))
+    train_rows = max(each.train[1] - each.train[0] for each in splits.borders)
+    shape = choose_shape(panel, config.window, train_rows=train_rows)
+    training = config.training
+    if panel.dataset is None:
+        training = replace(
+            training,
+            windows_per_epoch=training.windows_per_epoch or _CHOSEN_WINDOWS_PER_EPOCH,
+            validation_windows=training.validation_windows or _CHOSEN_VALIDATION_WINDOWS,
+        )
+    scaled = ScaledPanel(panel, splits.scaler, shape.season_length)
+
+    def windows(split: Literal["train", "validation"], max_windows: int | None) -> WindowDataset:
+        return WindowDataset(
+            scaled,
+            [each.of(split) for each in splits.borders],
+            context_length=shape.context_length,
+            prediction_length=shape.prediction_length,
+            min_context=shape.patch_length,
+            max_windows=max_windows,
+        )
+
+    train, validation = windows("train", None), windows("validation", training.validation_windows)
+    for name, dataset in (("train", train), ("validation", validation)):
+        if len(dataset) == 0:
+            raise DataError(
+                f"{panel.source}: split '{name}' holds no window of {shape.patch_length} + {shape.prediction_length} rows; "
+                "lower --prediction-length or bring more rows"
+            )
+    needed = shape.patch_length + shape.prediction_length
+    return Preparation(
+        splits=splits,
+        shape=shape,
+        config=replace(config, training=training),
+        train=train,
+        validation=validation,
+        left_out_series=sum(each.train[1] - each.train[0] < needed for each in splits.borders),
+    )
+
+
+def fit(
+    preparation: Preparation,
+    directory: Path,
+    *,
+    observer: TrainingObserver | None = None,
+    resume: bool = False,
+) -> tuple[Checkpoint, TrainingSummary]:
+    """Trains, keeping the weights of the epoch with the lowest validation loss.
+
+    Logs (``log.csv`` and TensorBoard) and the state to resume from go to ``directory``, whose checkpoints are private:
+    only those this function wrote itself are ever read back.
+
+    Raises:
+        TrellisError: training diverged before a first epoch ended well, or there is nothing to resume.
+    """
+    observer = observer or SilentObserver()
+    training = preparation.config.training
+    directory.mkdir(parents=True, exist_ok=True)
+    last = directory / "last.ckpt"
+    if resume and not last.is_file():
+        raise ConfigError(f"nothing to resume: {last} does not exist; train without --resume")
+    start = time.monotonic()
+    with torch.random.fork_rng():
+        torch.manual_seed(training.seed)
+        model = build_model(preparation.config, preparation.shape, implementation=training.implementation)
+        module = ForecastModule(model, training)
+        keep_best = ModelCheckpoint(
+            dirpath=directory, filename="best", monitor="validation_loss", save_last=True, enable_version_counter=False
+        )
+        patience = EarlyStopping("validation_loss", patience=training.patience, check_finite=True)
+        reports = _Reports(directory / "log.csv", observer, append=resume)
+        trainer = lightning.Trainer(
+            **_placement(training.device),
+            precision=training.precision,
+            max_epochs=training.max_epochs,
+            gradient_clip_val=training.gradient_clip,
+            callbacks=[patience, reports, keep_best],
+            logger=TensorBoardLogger(directory, name="", version="tensorboard"),
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            num_sanity_val_steps=0,
+            log_every_n_steps=10,
+        )
+        data = WindowDataModule(preparation.train, preparation.validation, training)
+        trainer.fit(module, data, ckpt_path=last if resume else None, weights_only=True)
+    if keep_best.best_model_score is None or not math.isfinite(float(keep_best.best_model_score)):
+        raise TrellisError("training diverged: the validation loss is not a number; lower --learning-rate")
+    best = torch.load(keep_best.best_model_path, map_location="cpu", weights_only=True)
+    module.load_state_dict(best["state_dict"])
+    summary = TrainingSummary(
+        stop_reason=reports.stop_reason or ("patience" if patience.stopped_epoch else "epochs"),
+        num_epochs=reports.num_epochs,
+        best_epoch=int(best["epoch"]) + 1,
+        validation_loss=float(keep_best.best_model_score),
+        seconds=time.monotonic() - start,
+        num_parameters=sum(parameter.numel() for parameter in model.parameters()),
+        train_windows=len(preparation.train),
+        validation_windows=len(preparation.validation),
+        left_out_series=preparation.left_out_series,
+    )
+    return Checkpoint(model.cpu().eval(), preparation.config, _record(preparation)), summary
+
+
+def _record(preparation: Preparation) -> DataRecord:
+    panel, scaler = preparation.splits.panel, preparation.splits.scaler
+    series = []
+    for index, (each, border) in enumerate(zip(panel.series, preparation.splits.borders, strict=True)):
+        known = border.validation[1]
+        series.append(
+            SeriesRecord(
+                name=each.name,
+                loc=tuple(scaler.loc[index].tolist()),
+                scale=tuple(scaler.scale[index].tolist()),
+                known_until=int(each.time[known - 1].astype("datetime64[ns]").astype("int64")) if known else None,
+            )
+        )
+    return DataRecord(
+        time_column=panel.columns.time,
+        id_column=panel.columns.id,
+        channels=panel.channels,
+        freq=panel.freq,
+        timezone=panel.timezone,
+        dataset=panel.dataset,
+        series=tuple(series),
+    )
+
+
+def _placement(device: str) -> dict[str, Any]:
+    """Lightning's words for a device."""
+    kind, _, index = resolve_device(device).partition(":")
+    return {"accelerator": kind, "devices": [int(index)] if index else 1}
+
+
+class _Reports(lightning.Callback):
+    """Writes the log, tells the observer, and stops on time or on request."""
+
+    def __init__(self, log: Path, observer: TrainingObserver, *, append: bool) -> None:
+        self.observer = observer
+        self.stop_reason: StopReason | None = None
+        self.num_epochs = 0
+        self._best = math.inf
+        self._start = time.monotonic()
+        self._log = log
+        if not append or not log.exists():
+            self._write(["epoch", "step", "seconds", "train_loss", "validation_loss", "learning_rate"], mode="w")
+
+    def _write(self, row: list[Any], mode: Literal["w", "a"] = "a") -> None:
+        with self._log.open(mode, newline="", encoding="utf-8") as file:
+            csv.writer(file).writerow(row)
+
+    def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        self.observer.started(
+            num_epochs=int(trainer.max_epochs or 0),
+            steps_per_epoch=int(trainer.num_training_batches),
+            first_epoch=trainer.current_epoch,
+        )
+
+    def on_train_batch_end(self, trainer: lightning.Trainer, pl_module: Any, *_: Any) -> None:
+        self.observer.stepped()
+        if self.observer.should_stop():
+            self.stop_reason = "interrupted"
+        elif pl_module.time_fraction() >= 1:
+            self.stop_reason = "time"
+        if self.stop_reason is not None:
+            trainer.should_stop = True
+
+    def on_train_epoch_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        metrics = trainer.callback_metrics
+        validation_loss = float(metrics["validation_loss"])
+        report = EpochReport(
+            epoch=trainer.current_epoch + 1,
+            step=trainer.global_step,
+            seconds=time.monotonic() - self._start,
+            train_loss=float(metrics["train_loss"]),
+            validation_loss=validation_loss,
+            learning_rate=trainer.optimizers[0].param_groups[0]["lr"],
+            is_best=validation_loss < self._best,
+        )
+        self._best = min(self._best, validation_loss)
+        self.num_epochs = report.epoch
+        self._write(
+            [
+                report.epoch,
+                report.step,
+                f"{report.seconds:.2f}",
+                f"{report.train_loss:.6g}",
+                f"{report.validation_loss:.6g}",
+                f"{report.learning_rate:.3g}",
+            ]
+        )
+        self.observer.epoch_ended(report)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"best": self._best}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._best = state_dict["best"]
