@@ -421,7 +421,7 @@ def _check_extent(length: int, time: Stamps, alias: str) -> None:
 def _ordinals(days: Whole, step: _Step) -> tuple[Whole, Mask]:
     """Number of the unit each day falls in, and whether the day is the one that stands for it."""
     if step.kind == "day":
-        return days, np.ones(len(days), dtype=bool)
+        return days + _MONDAY_SHIFT, np.ones(len(days), dtype=bool)
     if step.kind == "week":
         weeks, rest = np.divmod(days + _MONDAY_SHIFT - step.anchor, 7)
         return weeks, rest == 0
@@ -436,7 +436,7 @@ def _ordinals(days: Whole, step: _Step) -> tuple[Whole, Mask]:
 def _stamps(ordinals: Whole, step: _Step, time_of_day: int, timezone: str | None) -> Stamps:
     """The inverse of ``_ordinals``: the stamp that stands for each unit."""
     if step.kind == "day":
-        days = ordinals
+        days = ordinals - _MONDAY_SHIFT
     elif step.kind == "week":
         days = ordinals * 7 - _MONDAY_SHIFT + step.anchor
     elif step.kind == "business":

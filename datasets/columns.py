@@ -47,6 +47,8 @@ _TIME_NAMES = {
 }
 _TIME_NAMES |= {"period", "invoicedate", "datum", "utc"}
 _ID_NAMES = {"uniqueid", "itemid", "seriesid", "id", "series", "tsid", "seriesname", "item"}
+# Parts of a date in columns of their own would tell the rows of one series apart.
+_DATE_PARTS = {"year", "month", "day", "week", "quarter", "hour", "minute", "weekday", "time", "season"}
 _COUNTER_NAMES = {"id", "index", "row", "rownumber", "no", "nr", "unnamed0", "column1"}
 _TARGET_NAMES = ("y", "target", "value")
 # Stamps repeat in a table of several series; a few repeats in a table of one are a mistake in it.
@@ -196,6 +198,11 @@ def _texts(column: Any) -> tuple[Any, Mask]:
 
 
 def _numbers_of_texts(table: Table, name: str, required: bool) -> Values | None:
+    if not table.decimal_comma:
+        try:
+            return _floats(table.column(name))  # the usual case: complete, and nothing to be replaced
+        except pa.ArrowInvalid:
+            pass
     texts, missing = _texts(table.column(name))
     if missing.all():
         return np.full(len(texts), np.nan)
@@ -323,9 +330,9 @@ def _find_id(table: Table, names: list[str], stamps: Stamps) -> str | None:
     if not named:
         # A repeated row would keep any column from telling the series apart.
         keep = _first_of_repeats(table)
-        kinds = {name: _kind(table, name) for name in names}
+        kinds = {name: _kind(table, name) for name in names if not _named_like(name, _DATE_PARTS)}
         for kind in ("text", "integer"):
-            likely = [name for name in names if kinds[name] == kind]
+            likely = [name for name in kinds if kinds[name] == kind]
             named = named or [name for name in likely if _tells_apart(table.column(name), stamp_codes, keep)]
     return _only(table, named)
 

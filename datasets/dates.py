@@ -33,7 +33,7 @@ _LAYOUTS = (
     r"^(?P<m>\d{1,2})[-/](?P<y>\d{4})$",
     r"^(?P<y>\d{4})[- ]?[Qq](?P<q>\d)$",
     r"^[Qq](?P<q>\d)[-/ ]?(?P<y>\d{4})$",
-    r"^(?:[A-Za-z]{3,9},? +)?(?P<d>\d{1,2})(?:st|nd|rd|th)?[-/. ]+(?P<mon>[A-Za-z]{3,9})\.?[-/, ]+(?P<y>\d{4})"
+    r"^(?:[A-Za-z]{3,9},? +)?(?P<d>\d{1,2})(?:st|nd|rd|th)?[-/. ]+(?P<mon>[A-Za-z]{3,9})\.?[-/, ]+(?P<y>\d{4}|\d{2})"
     + _CLOCK,
     r"^(?P<mon>[A-Za-z]{3,9})\.?[- ]+(?P<d>\d{1,2}), *(?P<y>\d{4})" + _CLOCK,
     r"^(?P<mon>[A-Za-z]{3,9})\.?[-/, ]*(?P<y>\d{4})$",
@@ -101,16 +101,16 @@ def parse_dates(texts: Any, day_first: bool | None) -> Dates:
     found = _choose_layout(texts.slice(0, 1000), numbers_too=True)
     if found is None:
         raise UnreadableDateError(0, "is not a date; write dates like 2024-03-31 or 2024-03-31 18:00")
-    fields, readable = _fields(texts, found[0])
-    _refuse(~readable, "is not a date like the others in its column; mend it or remove the row")
     notes: tuple[str, ...] = ()
+    fields, readable = _fields(texts, found[0])
+    short_years = pc.extract_regex(texts.slice(0, 1), pattern=found[0])[0].as_py() or {}
+    if len(short_years.get("y", "")) == 2:
+        notes = ("years of two digits were read as 1969 to 2068",)
+    _refuse(~readable, "is not a date like the others in its column; mend it or remove the row")
     swapped = None
     if "e" in fields:
         return Dates(_epoch(fields["e"]), "UTC", None, ("times were read as seconds or milliseconds since 1970, UTC",))
     if "a" in fields:
-        if (fields["y"] < 100).any():
-            fields["y"] = np.where(fields["y"] < 100, fields["y"] + 1900 + 100 * (fields["y"] < 69), fields["y"])
-            notes = ("years of two digits were read as 1969 to 2068",)
         fields, other = _order(fields, day_first)
         swapped = None if other is None else _nanoseconds(other)[0]
     stamps, valid = _nanoseconds(fields)
@@ -132,7 +132,11 @@ def parse_dates(texts: Any, day_first: bool | None) -> Dates:
 def _choose_layout(texts: Any, numbers_too: bool) -> tuple[str, float] | None:
     """The layout most of the texts have, and their share."""
     best: tuple[str, float] | None = None
+    if not numbers_too and pc.all(pc.match_substring_regex(texts, r"^-?\d+(?:\.\d+)?$")).as_py():
+        return None  # most columns of most tables: not worth a dozen patterns each
     for pattern in _LAYOUTS + (_NUMBER_LAYOUTS if numbers_too else ()):
+        if not pc.any(pc.match_substring_regex(texts, pattern)).as_py():
+            continue
         fields, readable = _fields(texts, pattern)
         if "a" in fields:
             readable &= _valid_day(fields, "a", "b") | _valid_day(fields, "b", "a")
@@ -157,6 +161,8 @@ def _fields(texts: Any, pattern: str) -> tuple[dict[str, Any], Mask]:
             fields["m"], known = _months(part.fill_null(""))
             readable &= known
         else:
+            if name == "y":
+                part = _four_digits(part)
             if name == "f":
                 part = pc.utf8_rpad(part, 9, "0")
             present = pc.if_else(pc.equal(part, ""), None, part)
@@ -167,6 +173,15 @@ def _fields(texts: Any, pattern: str) -> tuple[dict[str, Any], Mask]:
         readable &= (quarter >= 1) & (quarter <= 4)
         fields["m"] = np.clip(quarter, 1, 4) * 3 - 2
     return fields, readable
+
+
+def _four_digits(years: Any) -> Any:
+    """Years of two digits as 1969 to 2068."""
+    short = pc.equal(pc.utf8_length(years), 2)
+    if not pc.any(short).as_py():
+        return years
+    century = pc.if_else(pc.less(years, "69"), "20", "19")
+    return pc.if_else(short, pc.binary_join_element_wise(century, years, ""), years)
 
 
 def _months(names: Any) -> tuple[Whole, Mask]:

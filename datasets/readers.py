@@ -108,6 +108,7 @@ def read_rows(path: str | Path) -> tuple[NDArray[np.datetime64], NDArray[np.floa
     table = _read_text(file)
     if table.names[0] != "date" or len(table.names) < 2:
         raise DataError(f"{file}: a benchmark's first column is 'date'; found columns {quote(table.names)}")
+    _check_rows(table)
     try:
         stamps = parse_dates(table.columns[0], day_first=None).stamps
     except UnreadableDateError as error:
@@ -126,9 +127,13 @@ def _panel(
 ) -> Panel:
     _check_header(table)
     table = _drop_blank_rows(table)
+    _check_rows(table)
+    return build_panel(table, find_roles(table, time, target, id, day_first), freq)
+
+
+def _check_rows(table: Table) -> None:
     if not len(table):
         raise DataError(f"{table.source}: there is a header but no rows; add rows of data")
-    return build_panel(table, find_roles(table, time, target, id, day_first), freq)
 
 
 def _check_file(file: Path) -> None:
@@ -153,15 +158,17 @@ def _read_parquet(file: Path) -> Table:
     except (pa.ArrowException, OSError) as error:
         reason = str(error).splitlines()[0] if str(error) else "unknown reason"
         raise DataError(f"{file}: not a readable Parquet file ({reason}); write it again") from error
-    names = [_index_name(name, content.column_names) for name in content.column_names]
-    columns = [_plain(column.combine_chunks()) for column in content.columns]
+    names, columns = [], []
+    for name, column in zip(content.column_names, content.columns, strict=True):
+        # Pandas stores an index without a name under one that nobody chose; unless it holds times, it is a row number.
+        unnamed = name.startswith("__index_level_")
+        if not unnamed or pa.types.is_timestamp(column.type):
+            names.append(_time_index_name(content.column_names) if unnamed else name)
+            columns.append(_plain(column.combine_chunks()))
     return Table(str(file), tuple(names), tuple(columns))
 
 
-def _index_name(name: str, names: list[str]) -> str:
-    """Pandas stores an index without a name under one that nobody chose."""
-    if not name.startswith("__index_level_"):
-        return name
+def _time_index_name(names: list[str]) -> str:
     return "time" if "time" not in names else "index"
 
 
@@ -174,7 +181,7 @@ def _frame_table(frame: pd.DataFrame, source: str) -> Table:
         values = index.get_level_values(level)
         times = isinstance(values, pd.DatetimeIndex | pd.PeriodIndex)
         if values.name is not None or times:
-            names.append(_index_name("__index_level_", taken) if values.name is None else str(values.name))
+            names.append(_time_index_name(taken) if values.name is None else str(values.name))
             columns.append(_plain(_frame_column(values.to_series())))
     names += taken
     columns += [_plain(_frame_column(frame.iloc[:, i])) for i in range(len(taken))]
@@ -186,7 +193,7 @@ def _frame_column(column: pd.Series[Any]) -> Any:
         column = column.astype(column.cat.categories.dtype)
     if isinstance(column.dtype, pd.PeriodDtype):
         column = column.dt.to_timestamp()
-    if column.dtype != object:
+    if column.dtype != object and column.dtype.kind != "c":
         return pa.array(column, from_pandas=True)
     cells = [None if missing else cell for cell, missing in zip(column, column.isna(), strict=True)]
     try:
@@ -215,20 +222,24 @@ def _plain(array: Any) -> Any:
 
 def _read_text(file: Path) -> Table:
     raw, notes = _decode(file)
-    header, start, delimiter = _read_header(raw, file)
+    text = raw.lstrip(b"\r\n")
+    num_above = raw[: len(raw) - len(text)].count(b"\n")
+    header, start, delimiter = _read_header(text, file)
     if delimiter != ("\t" if ".tsv" in file.suffixes else ","):
         notes.append(f"columns are separated by {_DELIMITERS[delimiter]}")
-    columns, rows = _parse_rows(raw[start:], len(header), delimiter, file)
+    columns, rows = _parse_rows(text[start:], len(header), delimiter, file, num_above + 2)
     decimal_comma = delimiter != "," and has_decimal_commas(columns)
     if decimal_comma:
         notes.append("numbers are written with decimal commas")
     return _name_unnamed(Table(str(file), tuple(header), columns, rows, decimal_comma, tuple(notes)))
 
 
-def _parse_rows(body: bytes, width: int, delimiter: str, file: Path) -> tuple[tuple[Any, ...], NDArray[np.int64]]:
-    """The columns below the header as text, and the number a spreadsheet gives each row."""
+def _parse_rows(
+    body: bytes, width: int, delimiter: str, file: Path, first: int
+) -> tuple[tuple[Any, ...], NDArray[np.int64]]:
+    """The columns below the header as text, and the number a spreadsheet gives each row, from ``first`` on."""
     keys = [str(i) for i in range(width)]
-    rows = _spreadsheet_rows(body)
+    rows = _spreadsheet_rows(body, first)
     misfits: list[Any] = []
 
     def stop_at(row: Any) -> str:
@@ -248,14 +259,14 @@ def _parse_rows(body: bytes, width: int, delimiter: str, file: Path) -> tuple[tu
     except pa.ArrowInvalid as error:
         if misfits:
             number, expected, found = misfits[0].number, misfits[0].expected_columns, misfits[0].actual_columns
-            row = number + 1 if rows is None else rows[number - 1]
+            row = number + first - 1 if rows is None else rows[number - 1]
             hint = "look for a missing or extra separator, or quote text that contains one"
             raise DataError(f"{file}, row {row}: expected {expected} columns, found {found}; {hint}") from error
         if body.strip():
             raise DataError(f"{file}: not a readable table ({str(error).splitlines()[0]}); save it again") from error
         content = pa.table({key: pa.array([], pa.string()) for key in keys})
     if rows is None or len(rows) != content.num_rows:
-        rows = np.arange(content.num_rows, dtype=np.int64) + 2
+        rows = np.arange(content.num_rows, dtype=np.int64) + first
     return tuple(_plain(column.combine_chunks()) for column in content.columns), rows
 
 
@@ -312,13 +323,13 @@ def _unquoted(line: str) -> str:
     return "".join(line.split('"')[::2])
 
 
-def _spreadsheet_rows(body: bytes) -> NDArray[np.int64] | None:
+def _spreadsheet_rows(body: bytes, first: int) -> NDArray[np.int64] | None:
     """Row numbers of the records where blank lines lie between them, which the parser passes over."""
     text = body.rstrip(b"\r\n").replace(b"\r\n", b"\n")
     if b"\n\n" not in text and not text.startswith(b"\n"):
         return None
     filled = [bool(line) for line in text.split(b"\n")]
-    return np.flatnonzero(filled) + 2
+    return np.flatnonzero(filled) + first
 
 
 def _name_unnamed(table: Table) -> Table:

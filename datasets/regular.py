@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from itertools import pairwise
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -97,11 +98,10 @@ def _choose_order(table: Table, roles: Roles, freq: str | None) -> tuple[_Ordere
         assert stamps is not None
         try:
             ordered, found = _calendar(table, roles, stamps, freq)
+            parts = (to_grid(ordered.time[a:b], found, roles.dates.timezone)[0] for a, b in ordered.bounds())
+            length = sum(len(part) for part in parts)
         except DataError:
             continue
-        length = sum(
-            int(to_grid(ordered.time[a:b], found, roles.dates.timezone)[1].max()) + 1 for a, b in ordered.bounds()
-        )
         if len(ordered.time) >= _LEAST_FILLED * length:
             regular[day_first] = (ordered, found)
     if len(regular) == 1:
@@ -134,15 +134,22 @@ def _order(table: Table, roles: Roles, stamps: Stamps) -> _Ordered:
 def _refuse_repeat(table: Table, roles: Roles, stamps: Stamps, first: int, second: int) -> None:
     stamp = format_times(stamps[first : first + 1], "ns", roles.dates.timezone)[0]
     rows = f"{table.row(first)} and {table.row(second)}"
-    hint = "keep one of the rows"
-    if roles.id is None:
-        hint += ", or name the column that tells several series apart with --id NAME"
+    hint = "keep one of the rows, or name the column that tells several series apart with --id NAME"
     of_series = _of_series(roles, first)
     raise DataError(f"{table.source}, {rows}: {stamp} occurs twice{of_series} with different values; {hint}")
 
 
 def _of_series(roles: Roles, row: int) -> str:
     return "" if roles.id is None else f" in series {shorten(roles.ids[roles.codes[row]])}"
+
+
+@contextmanager
+def _told_where(table: Table, roles: Roles, row: int) -> Iterator[None]:
+    """Put the table and the series before what a calendar, which knows neither, has to say."""
+    try:
+        yield
+    except DataError as error:
+        raise DataError(f"{table.source}{_of_series(roles, row)}: {error}") from error
 
 
 def _shared_freq(table: Table, roles: Roles, ordered: _Ordered) -> str:
@@ -178,9 +185,10 @@ def _check_agreement(table: Table, roles: Roles, ordered: _Ordered, shared: str 
         if own is None:
             continue
         if usual is not None and own != usual[0]:
-            one, other = (shorten(roles.ids[ordered.codes[at]]) for at in (usual[1], start))
+            pair = sorted([(usual[1], usual[0]), (start, own)])
+            one, other = (f"series {shorten(roles.ids[ordered.codes[at]])}" for at, _ in pair)
             raise DataError(
-                f"{table.source}: series {one} has steps of {usual[0]!r} and series {other} of {own!r}; "
+                f"{table.source}: {one} has steps of {pair[0][1]!r} and {other} of {pair[1][1]!r}; "
                 "keep series of one calendar in a table, or give --freq"
             )
         usual = usual or (own, start)
@@ -188,7 +196,8 @@ def _check_agreement(table: Table, roles: Roles, ordered: _Ordered, shared: str 
 
 def _check_freq(table: Table, roles: Roles, ordered: _Ordered, freq: str) -> None:
     for start, stop in ordered.bounds():
-        off = first_off_grid(ordered.time[start:stop], freq, roles.dates.timezone)
+        with _told_where(table, roles, int(ordered.rows[start])):
+            off = first_off_grid(ordered.time[start:stop], freq, roles.dates.timezone)
         if off is None:
             continue
         row = int(ordered.rows[start + off])
@@ -203,10 +212,8 @@ def _regular_series(table: Table, roles: Roles, ordered: _Ordered, freq: str) ->
     values = roles.values[ordered.rows]
     series, num_gaps = [], 0
     for start, stop in ordered.bounds():
-        try:
+        with _told_where(table, roles, int(ordered.rows[start])):
             grid, positions = to_grid(ordered.time[start:stop], freq, roles.dates.timezone)
-        except DataError as error:
-            raise DataError(f"{table.source}{_of_series(roles, int(ordered.rows[start]))}: {error}") from error
         filled = np.full((len(grid), values.shape[1]), np.nan)
         filled[positions] = values[start:stop]
         num_gaps += len(grid) - (stop - start)

@@ -52,7 +52,8 @@ def trellis_memory(
         key: what the key pass writes.
         value: what the value pass writes.
         target: the code both writes should reproduce.
-        log_forget: logarithm of the forget gate, at most 0; minus infinity forgets everything held before.
+        log_forget: logarithm of the forget gate, at most 0; minus infinity drops everything held before, except what
+            this token's own write saw of it, since the write takes its residual before the decay.
         step_size: how far a write moves the memory, at least 0. A token with step size 0 and log-forget 0 is masked:
             it leaves both memories exactly as they were, and still reads them. Neither range is checked, since
             looking at the values would make a GPU wait.
