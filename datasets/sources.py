@@ -48,7 +48,7 @@ def load_data(
 
 def load_demo() -> Panel:
     """The weekly CO2 series, read without a network."""
-    from statsmodels.datasets import co2
+    from statsmodels.datasets import co2  # type: ignore[import-untyped]
 
     frame = co2.load_pandas().data
     frame.index.name = "date"

@@ -27,17 +27,13 @@ def held_out_rows(size: float, num_rows: int, prediction_length: int) -> int:
     return max(rows, prediction_length)
 
 
-def split_borders(
-    num_rows: int, *, validation_size: float, test_size: float, prediction_length: int
-) -> Borders:
+def split_borders(num_rows: int, *, validation_size: float, test_size: float, prediction_length: int) -> Borders:
     """Training rows first, then validation, then test; training may come out empty for a short series."""
     test = held_out_rows(test_size, num_rows, prediction_length)
     validation = held_out_rows(validation_size, num_rows, prediction_length)
     test_start = max(0, num_rows - test)
     validation_start = max(0, test_start - validation)
-    return Borders(
-        train=(0, validation_start), validation=(validation_start, test_start), test=(test_start, num_rows)
-    )
+    return Borders(train=(0, validation_start), validation=(validation_start, test_start), test=(test_start, num_rows))
 
 
 @dataclass(frozen=True, eq=False)

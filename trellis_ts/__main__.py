@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from importlib import import_module
 from importlib.metadata import version
@@ -67,7 +68,7 @@ def _run(command: str, arguments: list[str]) -> int:
         print(f"trellis {command}: interrupted", file=sys.stderr)
         return _EXIT_INTERRUPTED
     except BrokenPipeError:  # the reader of our output, such as `head`, has gone
-        sys.stdout = None  # type: ignore[assignment]
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115  # nothing is left to flush to
     return 0
 
 

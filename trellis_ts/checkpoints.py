@@ -111,6 +111,7 @@ def save_checkpoint(directory: str | os.PathLike[str], checkpoint: Checkpoint, *
             _write_json(stage / _CONFIG_FILE, asdict(config))
             for name in (_CONFIG_FILE, _DATA_FILE, _WEIGHTS_FILE):
                 _flush(stage / name)
+                open_permissions(stage / name, 0o666)
             open_permissions(stage, 0o777)
             _swap_in(stage, target)
         finally:
@@ -129,7 +130,9 @@ def load_checkpoint(directory: str | os.PathLike[str]) -> Checkpoint:
         raise CheckpointError(f"no model at {source}: there is no such directory; train one with `trellis train`")
     if not (source / _CONFIG_FILE).is_file():
         unfinished = (source / TRAINING_FOLDER).is_dir()
-        hint = "its training has not finished; go on with `trellis train ... --resume`" if unfinished else "it is no model"
+        hint = (
+            "its training has not finished; go on with `trellis train ... --resume`" if unfinished else "it is no model"
+        )
         raise CheckpointError(f"no model at {source}: {_CONFIG_FILE} is missing; {hint}")
     with _explained(f"cannot read the model at {source}"):
         _check_version(source / _CONFIG_FILE)
@@ -137,14 +140,18 @@ def load_checkpoint(directory: str | os.PathLike[str]) -> Checkpoint:
         for name in (_DATA_FILE, _WEIGHTS_FILE):
             expected = config.sha256.get(name)
             if not (source / name).is_file():
-                raise CheckpointError(f"the model at {source} is incomplete: {name} is missing; copy the whole directory")
+                raise CheckpointError(
+                    f"the model at {source} is incomplete: {name} is missing; copy the whole directory"
+                )
             if _sha256(source / name) != expected:
                 raise CheckpointError(
                     f"the model at {source} is damaged: {name} does not match its checksum; copy or train it again"
                 )
         data = _read_json(source / _DATA_FILE, DataRecord)
         if len(data.channels) != config.shape.num_channels:
-            raise CheckpointError(f"the model at {source} is damaged: {_DATA_FILE} and {_CONFIG_FILE} disagree on channels")
+            raise CheckpointError(
+                f"the model at {source} is damaged: {_DATA_FILE} and {_CONFIG_FILE} disagree on channels"
+            )
         model = _read_weights(source / _WEIGHTS_FILE, config)
     return Checkpoint(model, config.experiment, data)
 

@@ -62,8 +62,12 @@ class DataConfig(Closed):
         for name in ("validation_size", "test_size"):
             value = getattr(self, name)
             _require(value >= 0, f"{name}={value} must not be negative")
-            _require(value < 1 or value == int(value), f"{name}={value} is neither a fraction below 1 nor a whole number")
-        _require(self.validation_size > 0, "validation_size=0 leaves nothing to choose the best epoch by; hold out some rows")
+            _require(
+                value < 1 or value == int(value), f"{name}={value} is neither a fraction below 1 nor a whole number"
+            )
+        _require(
+            self.validation_size > 0, "validation_size=0 leaves nothing to choose the best epoch by; hold out some rows"
+        )
         _require(self.target is None or len(self.target) > 0, "target is empty; name at least one column")
 
 

@@ -114,9 +114,7 @@ def unseen_ranges(panel: Panel, data: DataRecord) -> list[tuple[int, int]]:
     return ranges
 
 
-def evaluate(
-    forecaster: Forecaster, panel: Panel, *, progress: Callable[[int, int], None] | None = None
-) -> Evaluation:
+def evaluate(forecaster: Forecaster, panel: Panel, *, progress: Callable[[int, int], None] | None = None) -> Evaluation:
     """Scores every window, at stride 1, whose future the model has not seen.
 
     Args:
@@ -142,8 +140,8 @@ def evaluate(
     )
     if len(windows) == 0:
         raise DataError(
-            f"{panel.source}: no window of {shape.prediction_length} steps lies after the rows the model was trained on; "
-            "train with a larger --test-size, or bring newer rows"
+            f"{panel.source}: no window of {shape.prediction_length} steps lies after the rows the model was trained "
+            "on; train with a larger --test-size, or bring newer rows"
         )
     model_sums, naive_sums = _Sums(), _Sums()
     scales = torch.from_numpy(scaler.scale)

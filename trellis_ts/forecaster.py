@@ -72,9 +72,7 @@ class Forecaster:
             DataError: the frame cannot be read, or has other columns.
         """
         data = self.checkpoint.data
-        panel = panel_from_frame(
-            frame, time=data.time_column, target=data.channels, id=data.id_column, freq=data.freq
-        )
+        panel = panel_from_frame(frame, time=data.time_column, target=data.channels, id=data.id_column, freq=data.freq)
         return forecast_frame(panel, self.forecast(panel, prediction_length=prediction_length))
 
     def check(self, panel: Panel) -> Panel:
@@ -154,7 +152,9 @@ class Forecaster:
             point = forecasts[-1].point
             batch = batch._replace(
                 context=torch.cat((batch.context, point), dim=1)[:, -context_length:],
-                observed=torch.cat((batch.observed, torch.ones_like(point, dtype=torch.bool)), dim=1)[:, -context_length:],
+                observed=torch.cat((batch.observed, torch.ones_like(point, dtype=torch.bool)), dim=1)[
+                    :, -context_length:
+                ],
                 phase=(batch.phase + self.prediction_length) % season_length,
             )
             forecasts.append(self._model(batch))

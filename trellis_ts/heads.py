@@ -20,9 +20,7 @@ def center_index(quantile_levels: Sequence[float]) -> int:
     return min(range(len(quantile_levels)), key=lambda index: abs(quantile_levels[index] - 0.5))
 
 
-def spread_quantiles(
-    raw: Float[Tensor, "*row quantile"], center: int
-) -> Float[Tensor, "*row quantile"]:
+def spread_quantiles(raw: Float[Tensor, "*row quantile"], center: int) -> Float[Tensor, "*row quantile"]:
     """Turns free numbers into rising ones: the ``center`` stays, the others are steps away from it.
 
     Each step is a softplus, hence positive, and steps add up outwards, so no two quantiles can cross.
@@ -53,7 +51,9 @@ class ForecastHead(nn.Module):
         self.prediction_length = prediction_length
         self.norm = nn.RMSNorm(width)
         self.dropout = nn.Dropout(dropout)
-        self.projection = nn.Linear(width * (num_patches if pooling == "flatten" else 1), prediction_length * num_outputs)
+        self.projection = nn.Linear(
+            width * (num_patches if pooling == "flatten" else 1), prediction_length * num_outputs
+        )
 
     def forward(
         self, tokens: Float[Tensor, "row patch width"], observed: Bool[Tensor, "row patch"]
@@ -67,4 +67,4 @@ class ForecastHead(nn.Module):
             weight = observed.to(tokens.dtype)[..., None]
             pooled = (tokens * weight).sum(dim=1) / weight.sum(dim=1).clamp(min=1.0)
         projected: Tensor = self.projection(self.dropout(pooled))
-        return projected.unflatten(-1, (self.prediction_length, self.num_outputs))
+        return projected.view(-1, self.prediction_length, self.num_outputs)

@@ -106,7 +106,8 @@ class EpochSampler(Sampler[int]):
         yield from torch.randperm(self.num_windows, generator=generator)[: self.length].tolist()
 
 
-def _as_is(batch: Batch) -> Batch:
+def _as_is(batch: Any) -> Any:
+    """Batches come whole from the data set, not as lists of windows to be stacked."""
     return batch
 
 
@@ -118,9 +119,7 @@ class WindowDataModule(lightning.LightningDataModule):
         self.train, self.validation, self.config = train, validation, config
 
     def train_dataloader(self) -> DataLoader[Batch]:
-        sampler = EpochSampler(
-            len(self.train), seed=self.config.seed, windows_per_epoch=self.config.windows_per_epoch
-        )
+        sampler = EpochSampler(len(self.train), seed=self.config.seed, windows_per_epoch=self.config.windows_per_epoch)
         return self._loader(self.train, sampler=sampler)
 
     def val_dataloader(self) -> DataLoader[Batch]:

@@ -52,7 +52,9 @@ class ForecastModel(nn.Module):
             dropout=config.dropout,
         )
         self.skip = nn.Linear(shape.context_length, shape.prediction_length) if config.linear_skip else None
-        self.cycle = nn.Parameter(torch.zeros(shape.season_length, shape.num_channels)) if config.seasonal_cycle else None
+        self.cycle = (
+            nn.Parameter(torch.zeros(shape.season_length, shape.num_channels)) if config.seasonal_cycle else None
+        )
 
     def forward(self, batch: Batch) -> Forecast:
         """Forecasts ``[batch, horizon, channel]`` on the scale of the batch."""
@@ -74,7 +76,7 @@ class ForecastModel(nn.Module):
             output = spread_quantiles(output, center)
         if self.skip is not None:
             output = output + self.skip(rows)[..., None]
-        output = output.unflatten(0, (len(context), -1)).transpose(1, 2)  # [B, horizon, C, Q]
+        output = output.view(len(context), -1, *output.shape[1:]).transpose(1, 2)  # [B, horizon, C, Q]
         output = (output + future_cycle[..., None]) * scale[..., None] + loc[..., None]
         return Forecast(
             point=output[..., center],

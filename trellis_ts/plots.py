@@ -86,8 +86,8 @@ def _draw(axis: Axes, picture: ForecastPicture) -> None:
         label="forecast",
     )
     axis.set_title(picture.title, loc="left", fontsize=10)
-    locator = AutoDateLocator(maxticks=8)
+    locator = AutoDateLocator(maxticks=8)  # type: ignore[no-untyped-call]
     axis.xaxis.set_major_locator(locator)
-    axis.xaxis.set_major_formatter(ConciseDateFormatter(locator))
+    axis.xaxis.set_major_formatter(ConciseDateFormatter(locator))  # type: ignore[no-untyped-call]
     axis.margins(x=0.01)
     axis.grid(axis="y", color="#cccccc", linewidth=0.5)

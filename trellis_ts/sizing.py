@@ -10,7 +10,7 @@ from trellis_ts.datasets.long_horizon import find_benchmark
 from trellis_ts.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
-    from trellis_ts.config import DataConfig, WindowConfig
+    from trellis_ts.config import WindowConfig
     from trellis_ts.types import Panel
 
 # A context spans this many seasons of sub-daily data (a week of days) or of coarser data, up to the longest.
@@ -63,8 +63,8 @@ def choose_shape(panel: Panel, window: WindowConfig, *, train_rows: int) -> Wind
     patch_length = window.patch_length or max(1, round(context_length / _CHOSEN_NUM_PATCHES))
     if room < patch_length:
         raise DataError(
-            f"{panel.source}: too short to train on: {train_rows} training rows do not hold a patch of {patch_length} and "
-            f"a horizon of {prediction_length}; lower --patch-length or --prediction-length, or bring more rows"
+            f"{panel.source}: too short to train on: {train_rows} training rows do not hold a patch of {patch_length} "
+            f"and a horizon of {prediction_length}; lower --patch-length or --prediction-length, or bring more rows"
         )
     if window.context_length is None and window.patch_length is None and context_length > patch_length:
         context_length -= context_length % patch_length

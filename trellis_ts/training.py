@@ -150,8 +150,8 @@ def prepare(panel: Panel, config: ExperimentConfig) -> Preparation:
     for name, dataset in (("train", train), ("validation", validation)):
         if len(dataset) == 0:
             raise DataError(
-                f"{panel.source}: split '{name}' holds no window of {shape.patch_length} + {shape.prediction_length} rows; "
-                "lower --prediction-length or bring more rows"
+                f"{panel.source}: split '{name}' holds no window of {shape.patch_length} + {shape.prediction_length} "
+                "rows; lower --prediction-length or bring more rows"
             )
     needed = shape.patch_length + shape.prediction_length
     return Preparation(

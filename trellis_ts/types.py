@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 
 if TYPE_CHECKING:
     import numpy as np
+    import torch
     from jaxtyping import Bool, Float, Int
     from numpy.typing import NDArray
     from torch import Tensor
@@ -108,9 +109,16 @@ class Batch(NamedTuple):
     future_observed: Bool[Tensor, "batch horizon channel"] | None = None
     """True where the future was measured."""
 
-    def to(self, device: str | object) -> Batch:
+    def to(self, device: torch.device) -> Batch:
         """The same batch on another device."""
-        return Batch(*(None if field is None else field.to(device, non_blocking=True) for field in self))  # type: ignore[call-overload]
+        return Batch(
+            self.context.to(device, non_blocking=True),
+            self.observed.to(device, non_blocking=True),
+            self.phase.to(device, non_blocking=True),
+            self.series.to(device, non_blocking=True),
+            None if self.future is None else self.future.to(device, non_blocking=True),
+            None if self.future_observed is None else self.future_observed.to(device, non_blocking=True),
+        )
 
 
 @dataclass(frozen=True, eq=False)

@@ -39,8 +39,15 @@ class Terminal:
     @contextmanager
     def progress(self, label: str) -> Iterator[Callable[[int, int | None], None]]:
         """A bar that is called with what is done and the total."""
-        columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:>3.0f} %"), TimeRemainingColumn())
-        with Progress(*columns, console=self.err, transient=True, disable=self.quiet or not self.err.is_terminal) as bar:
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TextColumn("{task.percentage:>3.0f} %"),
+            TimeRemainingColumn(),
+        )
+        with Progress(
+            *columns, console=self.err, transient=True, disable=self.quiet or not self.err.is_terminal
+        ) as bar:
             task = bar.add_task(label, total=None)
             yield lambda done, total: bar.update(task, completed=done, total=total)
 

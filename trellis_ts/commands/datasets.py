@@ -40,7 +40,9 @@ def run(arguments: list[str]) -> None:
     elif values.action == "get":
         raise ConfigError("which data set? Write `trellis datasets get NAME`; `trellis datasets` lists the names")
     else:
-        raise ConfigError(f"unknown action '{values.action}'; write `trellis datasets list` or `trellis datasets get NAME`")
+        raise ConfigError(
+            f"unknown action '{values.action}'; write `trellis datasets list` or `trellis datasets get NAME`"
+        )
 
 
 def _list(terminal: Terminal) -> None:
@@ -57,7 +59,15 @@ def _list(terminal: Terminal) -> None:
         path = find_local(spec.file_names)
         where = str(path) if path else "to be downloaded"
         rows.append([name, f"{spec.num_rows:,}", str(spec.num_channels), spec.freq, where])
-        data.append({"name": name, "rows": spec.num_rows, "channels": spec.num_channels, "freq": spec.freq, "path": str(path) if path else None})
+        data.append(
+            {
+                "name": name,
+                "rows": spec.num_rows,
+                "channels": spec.num_channels,
+                "freq": spec.freq,
+                "path": str(path) if path else None,
+            }
+        )
     rows.append([DEMO_NAME, "2,284", "1", "W-SAT", "comes with statsmodels"])
     data.append({"name": DEMO_NAME, "rows": 2284, "channels": 1, "freq": "W-SAT", "path": None})
     terminal.result(table(rows), {"datasets": data})

@@ -43,7 +43,9 @@ def run(arguments: list[str]) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise ConfigError(f"cannot write {folder}: {(error.strerror or str(error)).lower()}; name another folder with -o") from None
+        raise ConfigError(
+            f"cannot write {folder}: {(error.strerror or str(error)).lower()}; name another folder with -o"
+        ) from None
     _demo(terminal, folder)
 
 
@@ -55,7 +57,9 @@ def _demo(terminal: Terminal, folder: Path) -> None:
 
     config = experiment_config(train.parser().parse_args([_DATA, "--config", config_path("demo")]))
     model = folder / "model"
-    train.train(Terminal(quiet=terminal.quiet, as_json=False) if not terminal.as_json else _Muted(), _DATA, model, config)
+    train.train(
+        Terminal(quiet=terminal.quiet, as_json=False) if not terminal.as_json else _Muted(), _DATA, model, config
+    )
     forecaster = Forecaster.load(model)
     panel = read(Terminal(quiet=True, as_json=False), _DATA, {})
     evaluation = evaluate(forecaster, panel)
@@ -66,7 +70,12 @@ def _demo(terminal: Terminal, folder: Path) -> None:
         f"\nthe last year, which the model has not seen:\n{evaluation_text(evaluation)}\n\n"
         f"wrote {folder}/forecast.csv, {folder}/forecast.png and {folder}/evaluation.json; "
         f"the model is in {model}",
-        {"model": str(model), "forecast": str(folder / "forecast.csv"), "plot": str(folder / "forecast.png"), **evaluation_data(evaluation)},
+        {
+            "model": str(model),
+            "forecast": str(folder / "forecast.csv"),
+            "plot": str(folder / "forecast.png"),
+            **evaluation_data(evaluation),
+        },
     )
 
 
@@ -91,7 +100,10 @@ def _forecast(forecaster: Forecaster, panel: Panel, folder: Path) -> None:
     series = panel.series[0]
     past = replace(panel, series=(replace(series, time=series.time[:-horizon], values=series.values[:-horizon]),))
     drawn = []
-    for title, history in (("the last year, held out (history goes on under the forecast)", past), ("the year to come", panel)):
+    for title, history in (
+        ("the last year, held out (history goes on under the forecast)", past),
+        ("the year to come", panel),
+    ):
         result = forecaster.forecast(history)
         picture = pictures(history, result)[0]
         shown = len(picture.history) + (horizon if history is past else 0)

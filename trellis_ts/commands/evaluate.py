@@ -16,8 +16,8 @@ def parser() -> Parser:
     """The command's options."""
     options = Parser(
         "evaluate",
-        "Scores MODEL on every window of DATA whose future it has not seen, none left out, beside seasonal naive on the "
-        "same windows. MSE and MAE are on the scale of the standardised training rows, as benchmarks report them.",
+        "Scores MODEL on every window of DATA whose future it has not seen, none left out, beside seasonal naive on "
+        "the same windows. MSE and MAE are on the scale of the standardised training rows, as benchmarks report them.",
     )
     options.add_argument("model", type=str, help="model directory written by `trellis train`")
     options.add_argument("data", type=str, help="path of a table, or name of a data set")
@@ -49,7 +49,12 @@ def evaluation_text(evaluation: Evaluation) -> str:
     """The scores as a table."""
     model, naive = evaluation.model, evaluation.seasonal_naive
     rows = [["", "model", "seasonal naive", "difference"]]
-    for label, name in (("MSE", "mse"), ("MAE", "mae"), ("RMSE, data units", "rmse_original"), ("MAE, data units", "mae_original")):
+    for label, name in (
+        ("MSE", "mse"),
+        ("MAE", "mae"),
+        ("RMSE, data units", "rmse_original"),
+        ("MAE, data units", "mae_original"),
+    ):
         ours, theirs = getattr(model, name), getattr(naive, name)
         difference = f"{100 * (ours / theirs - 1):+.1f} %" if theirs > 0 else ""
         rows.append([label, f"{ours:.4f}", f"{theirs:.4f}", difference])

@@ -34,9 +34,17 @@ def parser() -> Parser:
     )
     options.add_argument("model", type=str, help="model directory written by `trellis train`")
     options.add_argument("data", type=str, help="path of a table, or name of a data set: the history to go on from")
-    options.add_argument("-o", "--output", type=str, default=None, help="table to write (.csv, .csv.gz, .parquet); else CSV to standard output")
+    options.add_argument(
+        "-o",
+        "--output",
+        type=str,
+        default=None,
+        help="table to write (.csv, .csv.gz, .parquet); else CSV to standard output",
+    )
     options.add_argument("--plot", type=str, default=None, help="picture to draw (.png, .pdf, .svg)")
-    options.add_argument("--prediction-length", type=int | None, default=None, help="steps to forecast (default: as trained)")
+    options.add_argument(
+        "--prediction-length", type=int | None, default=None, help="steps to forecast (default: as trained)"
+    )
     options.add_argument("--device", type=str, default="auto", help="auto, cpu, cuda, cuda:1, mps")
     add_output_options(options)
     add_column_options(options)
@@ -95,7 +103,9 @@ def _note_doubts(terminal: Terminal, forecaster: Forecaster, panel: Panel, resul
         )
     if result.quantiles is None:
         loss = forecaster.checkpoint.experiment.training.loss
-        terminal.note(f"note: this model was trained with --loss {loss} and gives points only; --loss quantile gives bands")
+        terminal.note(
+            f"note: this model was trained with --loss {loss} and gives points only; --loss quantile gives bands"
+        )
     context_length = forecaster.checkpoint.model.shape.context_length
     known = {each.name for each in forecaster.checkpoint.data.series}
     short = sum(len(series) < context_length for series in panel.series)
@@ -173,4 +183,3 @@ def _plot(terminal: Terminal, panel: Panel, result: Forecast, path: Path) -> Non
         drawn = plot_forecasts(all_pictures, temporary)
     if drawn < len(all_pictures):
         terminal.note(f"note: {path} shows the first {drawn} of {len(all_pictures)} forecasts")
-

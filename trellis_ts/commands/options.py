@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import docstring_parser
-from jsonargparse import ActionConfigFile, ArgumentParser, DefaultHelpFormatter, Namespace
+from jsonargparse import ActionConfigFile, ArgumentParser, DefaultHelpFormatter, Namespace  # type: ignore[attr-defined]
 
 from trellis_ts.config import SECTIONS, DataConfig, ExperimentConfig
 from trellis_ts.errors import ConfigError
@@ -94,8 +94,8 @@ def add_config_options(parser: Parser) -> None:
     parser.add_argument(
         "--config",
         action=ActionConfigFile,
-        help="configuration file, or the name of one that comes with the package (%s); options override it"
-        % ", ".join(packaged_configs()),
+        help="configuration file, or the name of one that comes with the package "
+        f"({', '.join(packaged_configs())}); options override it",
     )
     for section in SECTIONS.values():
         title, _, description = (section.__doc__ or "").partition(":")

@@ -56,11 +56,11 @@ def parser() -> Parser:
         "Everything not given is chosen from the data.",
     )
     options.add_argument("data", type=str, help="path of a table, or name of a data set")
-    options.add_argument("-o", "--output", type=str, default=None, help="model directory to write (default: models/NAME)")
-    options.add_argument("--resume", action="store_true", help="go on with an unfinished run")
     options.add_argument(
-        "--overwrite", action="store_true", help="replace the model directory if there is one"
+        "-o", "--output", type=str, default=None, help="model directory to write (default: models/NAME)"
     )
+    options.add_argument("--resume", action="store_true", help="go on with an unfinished run")
+    options.add_argument("--overwrite", action="store_true", help="replace the model directory if there is one")
     add_output_options(options)
     add_config_options(options)
     return options
@@ -79,7 +79,9 @@ def run(arguments: list[str]) -> None:
     if values.resume:
         _check_resumable(output, config)
     elif output.exists() and not values.overwrite:
-        raise ConfigError(f"{output} exists; choose another --output, go on with --resume, or replace it with --overwrite")
+        raise ConfigError(
+            f"{output} exists; choose another --output, go on with --resume, or replace it with --overwrite"
+        )
     train(terminal, values.data, output, config, resume=values.resume)
 
 
@@ -105,7 +107,9 @@ def train(terminal: Terminal, data: str, output: Path, config: ExperimentConfig,
         work.mkdir(parents=True, exist_ok=True)
         (work / _RUN_FILE).write_text(yaml.safe_dump(flat_config(config), sort_keys=False), encoding="utf-8")
     except OSError as error:
-        raise ConfigError(f"cannot write {output}: {(error.strerror or str(error)).lower()}; choose another --output") from None
+        raise ConfigError(
+            f"cannot write {output}: {(error.strerror or str(error)).lower()}; choose another --output"
+        ) from None
     with _Observer(terminal) as observer, _stop_on_interrupt(observer), _quiet_lightning():
         checkpoint, summary = fit(preparation, work, observer=observer, resume=resume)
     Forecaster(checkpoint).save(output)
@@ -153,7 +157,7 @@ def _summary_text(output: Path, data: str, preparation: Preparation, summary: Tr
     return "\n".join(
         [
             f"trained {summary.num_epochs} epoch(s) in {summary.seconds:.0f} s ({_STOP_TEXT[summary.stop_reason]})",
-            f"best epoch {summary.best_epoch}: validation loss {summary.validation_loss:.4f} ({loss}, standardised scale)",
+            f"best epoch {summary.best_epoch}: validation loss {summary.validation_loss:.4f} ({loss}, standardised)",
             f"{summary.num_parameters:,} parameters, {summary.train_windows:,} training windows, "
             f"{summary.validation_windows:,} validation windows",
             f"saved to {output}; next: trellis evaluate {output} {data}",
@@ -213,7 +217,9 @@ class _Observer:
             self._task, description=f"epoch {following}/{self._num_epochs}", losses=f"{losses}  {self._best}"
         )
         if not self._is_live:
-            self.terminal.note(f"epoch {report.epoch}/{self._num_epochs}: {losses}{'  (best)' if report.is_best else ''}")
+            self.terminal.note(
+                f"epoch {report.epoch}/{self._num_epochs}: {losses}{'  (best)' if report.is_best else ''}"
+            )
 
     def should_stop(self) -> bool:
         return self.interrupted

@@ -25,7 +25,7 @@ class AttentionMixer(nn.Module):
     def forward(
         self, tokens: Float[Tensor, "row token width"], observed: Bool[Tensor, "row token"]
     ) -> Float[Tensor, "row token width"]:
-        heads = self.query_key_value(tokens).unflatten(-1, (3, self.num_heads, -1))  # [R, N, 3, H, D]
+        heads = self.query_key_value(tokens).view(*tokens.shape[:2], 3, self.num_heads, -1)  # [R, N, 3, H, D]
         query, key, value = heads.permute(2, 0, 3, 1, 4)
         # A row with nothing observed attends to everything: masking all of it would give NaN.
         visible = observed | ~observed.any(dim=1, keepdim=True)

@@ -54,4 +54,5 @@ class Block(nn.Module):
         normed = self.mixer_norm(tokens)
         mixed = self.post_norm(self.mixer(normed, observed)) * F.gelu(self.gate(normed))
         tokens = tokens + self.dropout(self.output(mixed))
-        return tokens + self.dropout(self.feedforward(self.feedforward_norm(tokens)))
+        fed: Tensor = self.dropout(self.feedforward(self.feedforward_norm(tokens)))
+        return tokens + fed

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 # inner gradient.
 _INITIAL_FORGET_GATE = 0.98
 _INITIAL_STEP_SIZE = 0.1
+_NORM_EPSILON = 1e-6
 
 
 def _logit(probability: float) -> float:
@@ -76,14 +77,16 @@ class TrellisMixer(nn.Module):
         """Reads after writing, at every token; unobserved tokens read but neither write nor forget."""
         present = observed[..., None].to(tokens.dtype)
         query, key = self.convolution(self.query_key(tokens) * present).chunk(2, dim=-1)
-        forget, step = self.gates(tokens).chunk(2, dim=-1)  # [R, N, H] each
+        # Under autocast the projections come in half precision; the operator wants one dtype, and gates its range.
+        dtype = torch.promote_types(tokens.dtype, torch.float32)
+        forget, step = self.gates(tokens).to(dtype).chunk(2, dim=-1)  # [R, N, H] each
         log_forget = F.logsigmoid(forget)
         step_size = (1 + log_forget.exp()) * step.sigmoid() if self.step_size_form == "bounded" else F.softplus(step)
         output, _ = trellis_memory(
-            query=self._unit_heads(query),
-            key=self._unit_heads(key),
-            value=self._unit_heads(self.value(tokens)),
-            target=self.target(tokens).unflatten(-1, (self.num_heads, self.num_slots)),
+            query=self._unit_heads(query.to(dtype)),
+            key=self._unit_heads(key.to(dtype)),
+            value=self._unit_heads(self.value(tokens).to(dtype)),
+            target=self._heads(self.target(tokens).to(dtype)),
             log_forget=log_forget * present,
             step_size=step_size * present,
             initial_state=self._initial_state(len(tokens)),
@@ -94,11 +97,14 @@ class TrellisMixer(nn.Module):
             second_order=self.second_order,
             implementation=self.implementation,
         )
-        return output.flatten(2)
+        return output.flatten(2).to(tokens.dtype)
+
+    def _heads(self, features: Float[Tensor, "row token width"]) -> Float[Tensor, "row token head dim"]:
+        return features.view(*features.shape[:-1], self.num_heads, -1)
 
     def _unit_heads(self, features: Float[Tensor, "row token width"]) -> Float[Tensor, "row token head dim"]:
-        heads = features.unflatten(-1, (self.num_heads, self.head_dim))
-        return heads * (heads.square().sum(dim=-1, keepdim=True) + 1e-6).rsqrt()
+        heads = self._heads(features)
+        return heads * (heads.square().sum(dim=-1, keepdim=True) + _NORM_EPSILON).rsqrt()
 
     def _initial_state(self, num_rows: int) -> MemoryState | None:
         if self.initial_memory is None:
