@@ -7,6 +7,7 @@ over the four classes, so files and options stay flat. ``None`` means: chosen fr
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
@@ -61,7 +62,7 @@ class DataConfig(Closed):
     def __post_init__(self) -> None:
         for name in ("validation_size", "test_size"):
             value = getattr(self, name)
-            _require(value >= 0, f"{name}={value} must not be negative")
+            _require(0 <= value < math.inf, f"{name}={value} must be a number and not negative")
             _require(
                 value < 1 or value == int(value), f"{name}={value} is neither a fraction below 1 nor a whole number"
             )
@@ -174,7 +175,7 @@ class ModelConfig(Closed):
             f"width={self.width} is not a multiple of num_heads={self.num_heads}; change one of them",
         )
         _require(0 <= self.dropout < 1, f"dropout={self.dropout} must lie in [0, 1)")
-        _require(self.write_epsilon > 0, f"write_epsilon={self.write_epsilon} must be positive")
+        _require(0 < self.write_epsilon < math.inf, f"write_epsilon={self.write_epsilon} must be positive and finite")
 
     @property
     def head_dim(self) -> int:
@@ -228,8 +229,8 @@ class TrainingConfig(Closed):
             all(0 < level < 1 for level in levels) and list(levels) == sorted(set(levels)),
             f"quantile_levels={list(levels)} must rise strictly and lie between 0 and 1",
         )
-        _require(self.learning_rate > 0, f"learning_rate={self.learning_rate} must be positive")
-        _require(self.weight_decay >= 0, f"weight_decay={self.weight_decay} must not be negative")
+        _require(0 < self.learning_rate < math.inf, f"learning_rate={self.learning_rate} must be positive and finite")
+        _require(0 <= self.weight_decay < math.inf, f"weight_decay={self.weight_decay} must be finite and not negative")
         _require(self.gradient_clip > 0, f"gradient_clip={self.gradient_clip} must be positive")
         _require(self.num_workers >= 0, f"num_workers={self.num_workers} must not be negative")
         _require(0 <= self.seed < 1 << 32, f"seed={self.seed} must lie between 0 and 4294967295")
@@ -246,7 +247,7 @@ class TrainingConfig(Closed):
             seconds = float(text[:-1]) * units[text[-1:]]
         except (ValueError, KeyError):
             raise ConfigError(f"max_time='{self.max_time}' is not a duration; write 90s, 2m or 1.5h") from None
-        _require(seconds > 0, f"max_time='{self.max_time}' must be positive")
+        _require(0 < seconds < math.inf, f"max_time='{self.max_time}' must be positive and finite")
         return seconds
 
 
