@@ -21,6 +21,14 @@ if TYPE_CHECKING:
     from trellis_ts.types import Batch
 
 
+def _zeroed(linear: nn.Linear) -> nn.Linear:
+    """Starts a last layer at zero: training begins at the context's mean, and no random weight that the data never
+    corrects is left to roughen the forecast."""
+    nn.init.zeros_(linear.weight)
+    nn.init.zeros_(linear.bias)
+    return linear
+
+
 class ForecastModel(nn.Module):
     """Forecasts each channel by itself, all with the same weights (but for the seasonal cycle, one per channel).
 
@@ -51,7 +59,7 @@ class ForecastModel(nn.Module):
             pooling=config.pooling,
             dropout=config.dropout,
         )
-        self.skip = nn.Linear(shape.context_length, shape.prediction_length) if config.linear_skip else None
+        self.skip = _zeroed(nn.Linear(shape.context_length, shape.prediction_length)) if config.linear_skip else None
         self.cycle = (
             nn.Parameter(torch.zeros(shape.season_length, shape.num_channels)) if config.seasonal_cycle else None
         )
