@@ -1,13 +1,8 @@
-"""Finding a published data file: the user's folder, then the cache, then the network, always checked by sha256.
-
-Checksums are those of the uncompressed bytes, so one list serves ``name`` and ``name.gz``.
-"""
+"""One file over HTTP: resumed where it was cut, checked by sha256, moved into place only when it is whole."""
 
 from __future__ import annotations
 
 import errno
-import gzip
-import hashlib
 import http.client
 import json
 import logging
@@ -20,13 +15,13 @@ import time
 import urllib.error
 import urllib.parse
 import urllib.request
-import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, BinaryIO, cast
+from typing import IO, cast
 
+from trellis_ts.datasets.checksums import MAX_BYTES, mismatch
 from trellis_ts.errors import DataError
 
 if sys.platform == "win32":
@@ -39,10 +34,6 @@ logger = logging.getLogger(__name__)
 Progress = Callable[[int, int | None], None]
 """Called with the bytes there are so far and the bytes there will be, None where the server does not say."""
 
-DATA_VARIABLE = "TRELLIS_DATA"
-CACHE_VARIABLE = "TRELLIS_CACHE"
-
-MAX_BYTES = 2**30  # several times the largest benchmark; keeps a wrong address from filling the disk
 CHUNK_BYTES = 2**18
 
 _BACKOFF_SECONDS = 1.0
@@ -57,107 +48,6 @@ class _Cut(Exception):
 
 class _Refused(Exception):
     """This address will not give the file, however often it is asked."""
-
-
-def data_folder() -> Path | None:
-    """The user's own folder of data files, named by ``TRELLIS_DATA``.
-
-    Raises:
-        DataError: the variable names something that is not a folder.
-    """
-    value = os.environ.get(DATA_VARIABLE)
-    if not value:
-        return None
-    folder = Path(os.path.expanduser(value))
-    if not folder.is_dir():
-        raise DataError(f"{DATA_VARIABLE} is {value!r}, which is not a folder; correct it or unset it")
-    return folder
-
-
-def cache_folder() -> Path:
-    """Where downloads are kept: ``TRELLIS_CACHE``, else the platform's place for caches. It need not exist yet."""
-    value = os.environ.get(CACHE_VARIABLE)
-    if value:
-        return Path(os.path.expanduser(value))
-    if sys.platform == "win32":
-        base = os.environ.get("LOCALAPPDATA") or os.path.expanduser("~\\AppData\\Local")
-    elif sys.platform == "darwin":
-        base = os.path.expanduser("~/Library/Caches")
-    else:
-        base = os.environ.get("XDG_CACHE_HOME") or ""
-        if not os.path.isabs(base):  # the XDG specification has relative paths ignored
-            base = os.path.expanduser("~/.cache")
-    return Path(base) / "trellis_ts"
-
-
-def find_local(file_names: Sequence[str]) -> Path | None:
-    """The copy that ``locate`` would look at first, not verified; None if there is none without a download."""
-    own = data_folder()
-    found = _find(own, file_names) if own is not None else None
-    if found is None:
-        found = next((path for path in _in_folder(cache_folder(), file_names) if path.is_file()), None)
-    return found
-
-
-def locate(
-    file_names: Sequence[str],
-    *,
-    urls: Sequence[str] = (),
-    sha256s: Sequence[str] = (),
-    homepage: str = "",
-    allow_download: bool = True,
-    progress: Progress | None = None,
-) -> Path:
-    """A verified copy of a published file, plain or as ``.gz``.
-
-    Looked for in ``TRELLIS_DATA`` and its direct subfolders, then in the cache; else downloaded into the cache. A
-    damaged copy in the cache is replaced, one in the user's folder is left alone and refused.
-
-    Args:
-        file_names: Names it is known by, without ``.gz``; a download gets the first.
-        urls: Addresses to try in order: all of the plain file, or all of the ``.gz``.
-        sha256s: Accepted checksums of the uncompressed bytes; none means that the file cannot be verified.
-        homepage: Where a person finds the file.
-        allow_download: Whether the network may be used.
-        progress: Told about the download.
-
-    Raises:
-        DataError: there is no such file, it is not the published one, or the download failed.
-    """
-    by_hand = f"download it by hand from {homepage}" if homepage else "get it by hand"
-    by_hand += f" and put {file_names[0]} into the folder named by {DATA_VARIABLE}"
-    own = data_folder()
-    if own is not None and (found := _own_copy(own, file_names, sha256s, homepage)) is not None:
-        return found
-    cache = cache_folder()
-    damaged = []
-    for cached in _in_folder(cache, file_names):
-        if cached.is_file():
-            problem = _mismatch(cached, sha256s)
-            if problem is None:
-                return cached
-            damaged.append(f"{cached} {problem}")
-    if not allow_download or not urls:
-        places = " or ".join(str(place) for place in (own, cache) if place is not None)
-        problem = "; ".join(damaged) or f"{file_names[0]} was not found in {places}"
-        remedy = "allow the download, or " if urls else ""
-        raise DataError(f"{problem}; {remedy}{by_hand}")
-    for problem in damaged:
-        logger.warning("%s; downloading it again", problem)
-    packed = all(urllib.parse.urlsplit(url).path.endswith(".gz") for url in urls)
-    destination = cache / (f"{file_names[0]}.gz" if packed else file_names[0])
-    fetch(urls, destination, sha256s, progress=progress, advice=by_hand)
-    return destination
-
-
-def _own_copy(folder: Path, file_names: Sequence[str], sha256s: Sequence[str], homepage: str) -> Path | None:
-    """The user's file if there is one; a wrong one is an error, since silently taking another would surprise."""
-    found = _find(folder, file_names)
-    problem = None if found is None else _mismatch(found, sha256s)
-    if problem is not None:
-        where = f" from {homepage}" if homepage else ""
-        raise DataError(f"{found} {problem}; get the published one{where}, or take it out of {DATA_VARIABLE}")
-    return found
 
 
 def fetch(
@@ -198,7 +88,7 @@ def fetch(
         destination.parent.mkdir(parents=True, exist_ok=True)
     problems = []
     with _claimed_part(destination) as part:
-        if destination.is_file() and _mismatch(destination, sha256s, max_bytes=max_bytes) is None:
+        if destination.is_file() and mismatch(destination, sha256s, max_bytes=max_bytes) is None:
             return  # another process finished while this one waited
         for url in urls:
             logger.info("downloading %s", url)
@@ -211,60 +101,6 @@ def fetch(
             problems.append(f"{url}: {problem}")
     advice = f"; {advice}" if advice else ""
     raise DataError(_one_line(f"cannot download {destination.name}: {'; '.join(problems) or 'no address'}{advice}"))
-
-
-def sha256_of(path: Path, *, compressed: bool | None = None, max_bytes: int = MAX_BYTES) -> str:
-    """The sha256 of a file's bytes, of the decompressed ones where it is gzip (``compressed``; None asks the name).
-
-    Raises:
-        DataError: the file cannot be read, is not whole, or holds more than ``max_bytes``.
-    """
-    if compressed is None:
-        compressed = path.suffix == ".gz"
-    digest = hashlib.sha256()
-    size = 0
-    try:
-        with cast(BinaryIO, gzip.open(path, "rb")) if compressed else open(path, "rb") as stream:
-            while chunk := stream.read(CHUNK_BYTES):
-                size += len(chunk)
-                if size > max_bytes:
-                    raise DataError(f"{path} holds more than the {max_bytes} bytes accepted")
-                digest.update(chunk)
-    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise DataError(f"{path} is not a whole gzip file ({error})") from error
-    except OSError as error:
-        raise DataError(f"{path} cannot be read ({error.strerror or error})") from error
-    return digest.hexdigest()
-
-
-def _mismatch(
-    path: Path, sha256s: Sequence[str], *, compressed: bool | None = None, max_bytes: int = MAX_BYTES
-) -> str | None:
-    """What is wrong with the file, as the rest of a sentence that begins with its name; None if it is good."""
-    if not sha256s:
-        return None
-    try:
-        found = sha256_of(path, compressed=compressed, max_bytes=max_bytes)
-    except DataError as error:
-        return str(error).removeprefix(f"{path} ")
-    return None if found in sha256s else f"has sha256 {found}, expected {' or '.join(sha256s)}"
-
-
-def _in_folder(folder: Path, file_names: Sequence[str]) -> list[Path]:
-    return [folder / name for file_name in file_names for name in (file_name, f"{file_name}.gz")]
-
-
-def _find(folder: Path, file_names: Sequence[str]) -> Path | None:
-    """The file in ``folder``, else in a direct subfolder: the usual releases keep ``weather/weather.csv``."""
-    try:
-        subfolders = sorted(entry for entry in folder.iterdir() if entry.is_dir())
-        places = (folder, *subfolders)
-        return next((path for place in places for path in _in_folder(place, file_names) if path.is_file()), None)
-    except OSError as error:
-        raise DataError(f"cannot search the folder {folder} ({error.strerror or error})") from error
-
-
-# ---- one download ----
 
 
 @dataclass(frozen=True)
@@ -329,11 +165,11 @@ def _fetch_one(url: str, part: _Part, plan: _Plan) -> str | None:
             problem = f"{error} (attempt {attempt + 1} of {plan.attempts})"
             logger.info("%s: %s", url, problem)
             continue
-        mismatch = _mismatch(part.path, plan.sha256s, compressed=compressed, max_bytes=plan.max_bytes)
-        if mismatch is None:
+        wrong = mismatch(part.path, plan.sha256s, compressed=compressed, max_bytes=plan.max_bytes)
+        if wrong is None:
             return None
         part.discard()
-        problem = f"the file {mismatch}"
+        problem = f"the file {wrong}"
         if not resumed:  # a resumed one may owe it to what lay there before: a crash can leave a part full of zeros
             return problem
     return problem
@@ -502,8 +338,7 @@ def _writing(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise DataError(
-            f"cannot write {path} ({error.strerror or error}); free some space, or name another folder in "
-            f"{CACHE_VARIABLE}"
+            f"cannot write {path} ({error.strerror or error}); free some space, or name another folder in TRELLIS_CACHE"
         ) from error
 
 

@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 from pyarrow import csv as arrow_csv  # type: ignore[import-untyped]
 
-from trellis_ts.datasets.download import locate
+from trellis_ts.datasets.locations import locate
 from trellis_ts.datasets.readers import read_rows
 from trellis_ts.errors import DataError
 from trellis_ts.types import Borders, Columns, Panel, Series

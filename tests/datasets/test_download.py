@@ -16,7 +16,9 @@ from pathlib import Path
 import pytest
 
 from trellis_ts.datasets import download
-from trellis_ts.datasets.download import cache_folder, data_folder, fetch, find_local, locate, sha256_of
+from trellis_ts.datasets.checksums import sha256_of
+from trellis_ts.datasets.download import fetch
+from trellis_ts.datasets.locations import cache_folder, data_folder, find_local, locate
 from trellis_ts.errors import DataError
 
 BODY = bytes(range(256)) * 4096  # 1 MiB, so that it takes several chunks

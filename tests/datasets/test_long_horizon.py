@@ -15,7 +15,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trellis_ts.datasets.download import data_folder, find_local, sha256_of
+from trellis_ts.datasets.checksums import sha256_of
+from trellis_ts.datasets.locations import data_folder, find_local
 from trellis_ts.datasets.long_horizon import (
     BenchmarkSpec,
     benchmark_names,
