@@ -56,6 +56,10 @@ _REPEATS_OF_A_LONG_TABLE = 0.1
 _TIME_HINT = "say which column holds the times with --time NAME"
 
 
+class MissingColumnError(DataError):
+    """A column that was asked for is not in the table."""
+
+
 @dataclass(frozen=True, eq=False)
 class Table:
     """Columns of equal length as they were read, and how to speak of them."""
@@ -233,7 +237,7 @@ def _check_present(table: Table, option: str, name: str | None) -> None:
         return
     near = nearest(name, table.names)
     hint = f"did you mean {near!r}? columns are" if near else f"name one with {option}:"
-    raise DataError(f"{table.source}: there is no column {name!r}; {hint} {quote(table.names)}")
+    raise MissingColumnError(f"{table.source}: there is no column {name!r}; {hint} {quote(table.names)}")
 
 
 def _named_like(name: str, known: set[str]) -> bool:

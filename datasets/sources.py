@@ -36,14 +36,28 @@ def load_data(
     Raises:
         DataError: there is no such file or name, or it cannot be read.
     """
-    if not Path(data).exists():
-        if data.lower() == DEMO_NAME:
-            return load_demo()
-        if find_benchmark(data) is not None:
-            return load_benchmark(data, progress=progress)
-        if _is_name(data):
-            raise DataError(_unknown_name(data))
+    # A folder may be called like a data set.
+    if not Path(data).is_file() and (is_known(data) or (_is_name(data) and not Path(data).exists())):
+        return load_known(data, progress=progress)
     return read_table(data, time=time, target=target, id=id, freq=freq, day_first=day_first)
+
+
+def is_known(name: str) -> bool:
+    """Whether there is a data set of this name."""
+    return name.lower() == DEMO_NAME or find_benchmark(name) is not None
+
+
+def load_known(name: str, *, progress: Callable[[int, int | None], None] | None = None) -> Panel:
+    """Reads a data set by its name, whatever files there are.
+
+    Raises:
+        DataError: there is no such name, or it cannot be fetched.
+    """
+    if name.lower() == DEMO_NAME:
+        return load_demo()
+    if find_benchmark(name) is None:
+        raise DataError(_unknown_name(name))
+    return load_benchmark(name, progress=progress)
 
 
 def load_demo() -> Panel:

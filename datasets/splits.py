@@ -120,7 +120,9 @@ class Splits:
                 f"too few to learn to predict {prediction_length} steps. Lower --prediction-length, --validation-size "
                 "or --test-size, or bring more rows"
             )
-        return cls(panel, borders, Scaler.fit(panel, [each.train for each in borders]))
+        # The scale of less than two rows is none: a series too short to train on takes that of its validation rows.
+        rows = [each.train if each.train[1] > 1 else (0, each.validation[1]) for each in borders]
+        return cls(panel, borders, Scaler.fit(panel, rows))
 
     @classmethod
     def fixed(cls, panel: Panel, borders: Borders) -> Splits:

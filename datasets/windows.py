@@ -133,8 +133,14 @@ class WindowDataset(Dataset[Batch]):
         return int(self._ends[-1]) if self._chosen is None else len(self._chosen)
 
     def locate(self, indices: Sequence[int] | NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Series and first future row of the given windows."""
+        """Series and first future row of the given windows.
+
+        Raises:
+            IndexError: there is no such window; numbers are not counted from the end.
+        """
         index = np.asarray(indices, dtype=np.int64)
+        if index.size and not 0 <= index.min() <= index.max() < len(self):
+            raise IndexError(f"windows are numbered 0 to {len(self) - 1}, not {index.min()} to {index.max()}")
         if self._chosen is not None:
             index = self._chosen[index]
         series = np.searchsorted(self._ends, index, side="right")

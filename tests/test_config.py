@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import trellis_ts.config as config_module
-from trellis_ts.commands.options import experiment_config, flat_config
+from trellis_ts.commands.configuration import experiment_config, flat_config
 from trellis_ts.commands.train import parser
 from trellis_ts.config import (
     SECTIONS,
@@ -61,7 +61,8 @@ def test_a_misspelt_key_is_refused_with_the_nearest(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "line", ["width: wide", "width: 1.5", "num_layers: null", "loss: rmse", "linear_skip: 3", "dropout: [1]"]
+    "line",
+    ["width: wide", "width: 1.5", "width: null", "num_layers:", "loss:", "loss: rmse", "test_size:", "dropout: [1]"],
 )
 def test_a_value_of_another_kind_is_refused_by_name(tmp_path, line):
     path = tmp_path / "mine.yaml"
@@ -217,9 +218,7 @@ def test_nonsense_durations_are_refused(text):
         TrainingConfig(max_time=text)
 
 
-@given(
-    context=st.integers(1, 200), patch=st.integers(1, 40), stride=st.integers(1, 40), horizon=st.integers(1, 5)
-)
+@given(context=st.integers(1, 200), patch=st.integers(1, 40), stride=st.integers(1, 40), horizon=st.integers(1, 5))
 def test_patches_cover_the_context_and_no_more_than_needed(context, patch, stride, horizon):
     if patch > context or stride > patch:
         with pytest.raises(ConfigError):

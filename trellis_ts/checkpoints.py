@@ -10,6 +10,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
+import math
 import os
 import shutil
 import tempfile
@@ -62,6 +63,19 @@ class DataRecord(Closed):
     timezone: str | None
     dataset: str | None
     series: tuple[SeriesRecord, ...]
+
+    def __post_init__(self) -> None:
+        names = [each.name for each in self.series]
+        for kind, found in (("channel", self.channels), ("series", names)):
+            if not found or len(set(found)) < len(found):
+                raise ConfigError(f"every {kind} needs a name of its own, and there must be at least one")
+        for each in self.series:
+            if not len(each.loc) == len(each.scale) == len(self.channels):
+                raise ConfigError(f"series '{each.name}' needs one loc and one scale per channel")
+            if not all(map(math.isfinite, each.loc)) or not all(0 < scale < math.inf for scale in each.scale):
+                raise ConfigError(f"series '{each.name}' has a loc that is no number or a scale that is not positive")
+            if each.known_until is not None and not -(1 << 63) < each.known_until < 1 << 63:
+                raise ConfigError(f"series '{each.name}' has a known_until beyond the calendar")
 
 
 @dataclass(frozen=True)
@@ -127,7 +141,8 @@ def load_checkpoint(directory: str | os.PathLike[str]) -> Checkpoint:
     """
     source = Path(directory)
     if not source.is_dir():
-        raise CheckpointError(f"no model at {source}: there is no such directory; train one with `trellis train`")
+        problem = "it is a file, and a model is a directory" if source.exists() else "there is no such directory"
+        raise CheckpointError(f"no model at {source}: {problem}; train one with `trellis train`")
     if not (source / _CONFIG_FILE).is_file():
         unfinished = (source / TRAINING_FOLDER).is_dir()
         hint = (
@@ -166,12 +181,16 @@ def build_model(
 
 
 def _read_weights(path: Path, config: _ConfigFile) -> ForecastModel:
-    with torch.device("meta"):  # shapes without memory, so that a forged configuration cannot allocate
-        model = build_model(config.experiment, config.shape)
-    expected = {name: tuple(value.shape) for name, value in model.state_dict().items()}
+    try:
+        with torch.device("meta"):  # shapes without memory, so that a forged configuration cannot allocate
+            model = build_model(config.experiment, config.shape)
+    except RuntimeError:  # a tensor whose size in bytes is beyond 64 bits
+        raise CheckpointError(f"{path} does not fit its configuration, whose sizes are absurd") from None
+    expected = {name: (tuple(value.shape), "F32") for name, value in model.state_dict().items()}
     try:
         with safe_open(path, framework="pt") as file:
-            found = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+            slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
+            found = {name: (tuple(each.get_shape()), each.get_dtype()) for name, each in slices.items()}
             if found != expected:
                 wrong = sorted(set(found.items()) ^ set(expected.items()))[0][0]
                 raise CheckpointError(f"{path} does not fit its configuration: tensor '{wrong}' differs")
@@ -187,8 +206,10 @@ def _check_version(path: Path) -> None:
     try:
         header = json.loads(path.read_bytes())
         version = header.get("format_version")
-    except (ValueError, AttributeError):
+    except (ValueError, AttributeError, RecursionError):
         raise CheckpointError(f"{path} is damaged: it is not a JSON object") from None
+    if isinstance(version, int) and version < 1:
+        raise CheckpointError(f"{path} is damaged: there is no format version {version}")
     if isinstance(version, int) and version > FORMAT_VERSION:
         raise CheckpointError(
             f"{path} has format version {version}, this trellis reads up to {FORMAT_VERSION}; upgrade trellis-ts"
@@ -228,18 +249,27 @@ def _flush(path: Path) -> None:
 
 def _swap_in(stage: Path, target: Path) -> None:
     """Puts the staged directory in place. A directory cannot be replaced in one system call, so an older model steps
-    aside first and is deleted last; its training folder moves along."""
+    aside first and is deleted last; its training folder, and what else lies beside the model's files, moves along."""
     if not target.exists():
         stage.rename(target)
         return
-    if (target / TRAINING_FOLDER).is_dir():
-        (target / TRAINING_FOLDER).rename(stage / TRAINING_FOLDER)
+    if not target.is_dir():
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
     aside = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}.old-"))
-    target.rename(aside / target.name)
+    old = aside / target.name
+    moved: list[str] = []
     try:
+        target.rename(old)
+        for each in list(old.iterdir()):
+            if each.name not in (_CONFIG_FILE, _DATA_FILE, _WEIGHTS_FILE):
+                each.rename(stage / each.name)
+                moved.append(each.name)
         stage.rename(target)
     except OSError:
-        (aside / target.name).rename(target)
+        for name in moved:
+            (stage / name).rename(old / name)
+        if old.exists():
+            old.rename(target)
         raise
     finally:
         shutil.rmtree(aside, ignore_errors=True)

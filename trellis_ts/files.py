@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import tempfile
 from contextlib import contextmanager
@@ -21,6 +22,27 @@ def open_permissions(path: Path, mode: int) -> None:
     path.chmod(mode & ~umask)
 
 
+def reason_of(error: OSError) -> str:
+    """Why the operating system refused, as part of a sentence."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return "the disk is full"
+    return (error.strerror or str(error)).lower()
+
+
+def check_directory(path: Path) -> None:
+    """Refuses a directory that cannot be written, or made, before the work.
+
+    Raises:
+        ConfigError: a file is in the way, or permission is missing.
+    """
+    there = next(each for each in (path, *path.absolute().parents) if os.path.lexists(each))
+    if not there.is_dir():
+        raise ConfigError(f"cannot write {path}: {there} is a file; name a directory")
+    # A directory that is there is replaced, which its parent has to allow.
+    if not os.access(path.absolute().parent if there == path else there, os.W_OK | os.X_OK):
+        raise ConfigError(f"cannot write {path}: permission denied; choose another directory")
+
+
 def check_writable(path: Path) -> None:
     """Refuses an output path before the work, not after it.
 
@@ -31,7 +53,8 @@ def check_writable(path: Path) -> None:
         raise ConfigError(f"cannot write {path}: it is a directory; name a file")
     folder = path.parent
     if not folder.is_dir():
-        raise ConfigError(f"cannot write {path}: there is no directory {folder}; create it first")
+        what = "is no directory; choose another path" if folder.exists() else "does not exist; create it first"
+        raise ConfigError(f"cannot write {path}: {folder} {what}")
     if not os.access(folder, os.W_OK) or (path.exists() and not os.access(path, os.W_OK)):
         raise ConfigError(f"cannot write {path}: permission denied; choose another path")
 
@@ -44,15 +67,17 @@ def atomic_file(path: Path) -> Iterator[Path]:
         ConfigError: the disk is full, or the path cannot be written.
     """
     check_writable(path)
+    target = path.resolve()  # a link stays a link
+    ending = "".join(path.suffixes[-2:]) if path.suffix == ".gz" else path.suffix
     try:
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=".", suffix="".join(path.suffixes[-2:]))
+        handle, name = tempfile.mkstemp(dir=target.parent, prefix=".", suffix=ending)
         os.close(handle)
         temporary = Path(name)
         try:
             yield temporary
             open_permissions(temporary, 0o666)
-            temporary.replace(path)
+            temporary.replace(target)
         finally:
             temporary.unlink(missing_ok=True)
     except OSError as error:
-        raise ConfigError(f"cannot write {path}: {(error.strerror or str(error)).lower()}") from error
+        raise ConfigError(f"cannot write {path}: {reason_of(error)}; make room or choose another path") from error

@@ -72,7 +72,14 @@ class Forecaster:
             DataError: the frame cannot be read, or has other columns.
         """
         data = self.checkpoint.data
-        panel = panel_from_frame(frame, time=data.time_column, target=data.channels, id=data.id_column, freq=data.freq)
+        panel = panel_from_frame(
+            frame,
+            time=data.time_column,
+            target=data.channels,
+            id=data.id_column,
+            freq=data.freq,
+            day_first=self.checkpoint.experiment.data.day_first,
+        )
         return forecast_frame(panel, self.forecast(panel, prediction_length=prediction_length))
 
     def check(self, panel: Panel) -> Panel:

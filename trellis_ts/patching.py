@@ -38,6 +38,7 @@ class PatchEmbedding(nn.Module):
         values = F.pad(context, (self.left_padding, 0)).unfold(1, self.patch_length, self.patch_stride)  # [R, N, P]
         mask = F.pad(observed, (self.left_padding, 0)).unfold(1, self.patch_length, self.patch_stride)
         tokens: Tensor = self.projection(torch.cat((values, mask.to(values.dtype)), dim=-1))
+        tokens = tokens.to(context.dtype)  # what the blocks add to is kept in full precision under autocast
         if self.position is not None:
             tokens = tokens + self.position
         return tokens, mask.any(dim=-1)

@@ -57,7 +57,7 @@ def plot_forecasts(pictures: Sequence[ForecastPicture], path: Path, *, title: st
         handles, labels = axes.flat[0].get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), frameon=False)
         if title:
-            figure.suptitle(title)
+            figure.suptitle(title, parse_math=False)
         figure.savefig(path, dpi=150)
     return len(shown)
 
@@ -85,7 +85,7 @@ def _draw(axis: Axes, picture: ForecastPicture) -> None:
         markersize=3,
         label="forecast",
     )
-    axis.set_title(picture.title, loc="left", fontsize=10)
+    axis.set_title(picture.title, loc="left", fontsize=10, parse_math=False)  # a dollar sign is money here
     locator = AutoDateLocator(maxticks=8)  # type: ignore[no-untyped-call]
     axis.xaxis.set_major_locator(locator)
     axis.xaxis.set_major_formatter(ConciseDateFormatter(locator))  # type: ignore[no-untyped-call]

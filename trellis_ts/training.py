@@ -20,7 +20,7 @@ from trellis_ts.datasets.long_horizon import borders, find_benchmark
 from trellis_ts.datasets.splits import Splits
 from trellis_ts.datasets.windows import ScaledPanel, WindowDataset
 from trellis_ts.devices import resolve_device
-from trellis_ts.errors import ConfigError, DataError, TrellisError
+from trellis_ts.errors import CheckpointError, ConfigError, DataError, TrellisError
 from trellis_ts.lightning import ForecastModule, WindowDataModule
 from trellis_ts.sizing import choose_prediction_length, choose_shape
 
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 _LOGGER = logging.getLogger(__name__)
 # A panel of a user's own is sampled to epochs of at most this many windows, so that the first epoch ends soon.
 _CHOSEN_WINDOWS_PER_EPOCH = 16_384
-_CHOSEN_VALIDATION_WINDOWS = 8_192
+_CHOSEN_VALIDATION_WINDOWS = 2_048
 
 StopReason = Literal["epochs", "patience", "time", "interrupted"]
 
@@ -183,24 +183,26 @@ def fit(
     training = preparation.config.training
     directory.mkdir(parents=True, exist_ok=True)
     last = directory / "last.ckpt"
-    if resume and not last.is_file():
-        raise ConfigError(f"nothing to resume: {last} does not exist; train without --resume")
+    if resume:
+        _check_state(last)
     start = time.monotonic()
     with torch.random.fork_rng():
         torch.manual_seed(training.seed)
         model = build_model(preparation.config, preparation.shape, implementation=training.implementation)
         module = ForecastModule(model, training)
         keep_best = ModelCheckpoint(
-            dirpath=directory, filename="best", monitor="validation_loss", save_last=True, enable_version_counter=False
+            dirpath=directory, filename="best", monitor="validation_loss", enable_version_counter=False
         )
-        patience = EarlyStopping("validation_loss", patience=training.patience, check_finite=True)
+        # Lightning's own save_last follows the best epoch only.
+        keep_last = ModelCheckpoint(dirpath=directory, filename="last", enable_version_counter=False)
+        patience = _Patience("validation_loss", patience=training.patience, check_finite=True)
         reports = _Reports(directory / "log.csv", observer, append=resume)
         trainer = lightning.Trainer(
             **_placement(training.device),
             precision=training.precision,
             max_epochs=training.max_epochs,
             gradient_clip_val=training.gradient_clip,
-            callbacks=[patience, reports, keep_best],
+            callbacks=[patience, reports, keep_best, keep_last],
             logger=TensorBoardLogger(directory, name="", version="tensorboard"),
             enable_progress_bar=False,
             enable_model_summary=False,
@@ -227,17 +229,29 @@ def fit(
     return Checkpoint(model.cpu().eval(), preparation.config, _record(preparation)), summary
 
 
+def _check_state(path: Path) -> None:
+    """Refuses a state that cannot be resumed from before anything is built."""
+    if not path.is_file():
+        raise ConfigError(f"nothing to resume: {path} does not exist; train without --resume")
+    try:
+        torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # a damaged file fails in whatever way its bytes suggest
+        raise CheckpointError(f"{path} is damaged and cannot be resumed from; train anew with --overwrite") from error
+
+
 def _record(preparation: Preparation) -> DataRecord:
     panel, scaler = preparation.splits.panel, preparation.splits.scaler
     series = []
     for index, (each, border) in enumerate(zip(panel.series, preparation.splits.borders, strict=True)):
         known = border.validation[1]
+        if known == 0:  # all its rows are held out: it is as new to the model as one training never saw
+            continue
         series.append(
             SeriesRecord(
                 name=each.name,
                 loc=tuple(scaler.loc[index].tolist()),
                 scale=tuple(scaler.scale[index].tolist()),
-                known_until=int(each.time[known - 1].astype("datetime64[ns]").astype("int64")) if known else None,
+                known_until=int(each.time[known - 1].astype("datetime64[ns]").astype("int64")),
             )
         )
     return DataRecord(
@@ -255,6 +269,13 @@ def _placement(device: str) -> dict[str, Any]:
     """Lightning's words for a device."""
     kind, _, index = resolve_device(device).partition(":")
     return {"accelerator": kind, "devices": [int(index)] if index else 1}
+
+
+class _Patience(EarlyStopping):
+    """Early stopping whose patience is today's after a resumption, not the one in the state that was resumed."""
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        super().load_state_dict({**state_dict, "patience": self.patience, "stopped_epoch": 0})
 
 
 class _Reports(lightning.Callback):

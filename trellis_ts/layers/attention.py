@@ -30,4 +30,4 @@ class AttentionMixer(nn.Module):
         # A row with nothing observed attends to everything: masking all of it would give NaN.
         visible = observed | ~observed.any(dim=1, keepdim=True)
         mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=visible[:, None, None])
-        return mixed.transpose(1, 2).flatten(2)
+        return mixed.transpose(1, 2).flatten(2).to(tokens.dtype)  # under autocast it comes in half precision
