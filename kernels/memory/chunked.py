@@ -50,7 +50,7 @@ def chunked(
 
 
 def _decays(log_forget: Float[Tensor, "batch head chunk"]) -> Float[Tensor, "batch head step step"]:
-    """Return ``[t, i]``: what is left after token t of something as old as the state after token i, both counted from 0.
+    """Return ``[t, i]``: what is left after token t of what was there after token i.
 
     Row and column 0 stand for the chunk's start. Products of forget gates are sums of their logarithms, and each sum is
     taken by itself: differences of one running sum would cancel, and be undefined past a gate that is shut.
