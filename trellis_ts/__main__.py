@@ -40,36 +40,70 @@ a first forecast:
 def main(argv: list[str] | None = None) -> None:
     """Runs one command and exits: 0 well, 2 for bad input, 130 when interrupted."""
     arguments = sys.argv[1:] if argv is None else argv
-    if not arguments or arguments[0] in ("-h", "--help"):
-        print(_overview())
-        sys.exit(0 if arguments else _EXIT_USER_ERROR)
-    if arguments[0] == "--version":
-        print(f"trellis {version('trellis-ts')}")
+    command = arguments[0] if arguments else ""
+    name = f"trellis {command}" if command in COMMANDS else "trellis"
+    try:
+        problem = _run(command, arguments[1:])
+        sys.stdout.flush()  # what cannot be written is to be known here, not after the last handler
+    except KeyboardInterrupt:
+        print(f"{name}: interrupted", file=sys.stderr)
+        sys.exit(_EXIT_INTERRUPTED)
+    except BrokenPipeError:  # the reader of our output, such as `head`, has gone
+        _discard_output()
         sys.exit(0)
-    sys.exit(_run(arguments[0], arguments[1:]))
+    except OSError as error:
+        problem = f"cannot write the output: {(error.strerror or str(error)).lower()}"
+        _discard_output()
+    except UnicodeEncodeError as error:
+        problem = f"the output cannot be written as {error.encoding}; set PYTHONIOENCODING=utf-8"
+    if problem is not None:
+        print(f"{name}: error: {' '.join(problem.split())}", file=sys.stderr)
+    sys.exit(0 if problem is None else _EXIT_USER_ERROR)
 
 
-def _run(command: str, arguments: list[str]) -> int:
+def _run(command: str, arguments: list[str]) -> str | None:
+    """Runs a command; what was wrong, if anything was."""
+    if command in ("", "-h", "--help", "--version"):
+        print(f"trellis {version('trellis-ts')}" if command == "--version" else _overview())
+        return None if command else "no command"
+    if command not in COMMANDS:
+        return _unknown(command)
     from trellis_ts.errors import TrellisError
 
-    if command not in COMMANDS:
-        from difflib import get_close_matches
-
-        nearest = get_close_matches(command, COMMANDS, n=1)
-        hint = f"did you mean '{nearest[0]}'?" if nearest else f"there are {', '.join(COMMANDS)}"
-        print(f"trellis: error: unknown command '{command}'; {hint}", file=sys.stderr)
-        return _EXIT_USER_ERROR
     try:
         import_module(f"trellis_ts.commands.{command}").run(arguments)
     except TrellisError as error:
-        print(f"trellis {command}: error: {' '.join(str(error).split())}", file=sys.stderr)
-        return _EXIT_USER_ERROR
-    except KeyboardInterrupt:
-        print(f"trellis {command}: interrupted", file=sys.stderr)
-        return _EXIT_INTERRUPTED
-    except BrokenPipeError:  # the reader of our output, such as `head`, has gone
-        sys.stdout = open(os.devnull, "w")  # noqa: SIM115  # nothing is left to flush to
-    return 0
+        return str(error)
+    except (MemoryError, RuntimeError) as error:
+        if not _is_out_of_memory(error):
+            raise
+        return "not enough memory; try a smaller --batch-size, --width or --context-length"
+    return None
+
+
+def _unknown(command: str) -> str:
+    from difflib import get_close_matches
+
+    is_option = command.startswith("-")
+    nearest = get_close_matches(command.lower(), ["--help", "--version"] if is_option else COMMANDS, n=1, cutoff=0.7)
+    hint = f"did you mean {nearest[0]}?" if nearest else "see trellis --help"
+    if is_option and not nearest:
+        hint = "options come after the command; see trellis --help"
+    return f"unknown {'option' if is_option else 'command'} '{command}'; {hint}"
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    """Also as torch says it, on the CPU and on a GPU."""
+    return (
+        isinstance(error, MemoryError)
+        or type(error).__name__ == "OutOfMemoryError"
+        or "can't allocate memory" in str(error)
+    )
+
+
+def _discard_output() -> None:
+    """Lets the interpreter's own last flush go nowhere."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 if __name__ == "__main__":

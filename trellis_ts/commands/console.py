@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -21,8 +22,9 @@ class Terminal:
 
     def __init__(self, *, quiet: bool, as_json: bool) -> None:
         self.quiet, self.as_json = quiet, as_json
-        self.out = Console(highlight=False, soft_wrap=True)
-        self.err = Console(stderr=True, highlight=False, soft_wrap=True)
+        self.err = Console(stderr=True, highlight=False, emoji=False)
+        # Elsewhere than on a terminal a note stays one line, for those who search them.
+        self.err.soft_wrap = not self.err.is_terminal
 
     def note(self, text: str) -> None:
         """One line on standard error, unless quiet."""
@@ -32,9 +34,8 @@ class Terminal:
     def result(self, text: str, data: dict[str, Any]) -> None:
         """The result: text for a person, or JSON for a machine."""
         if self.as_json:
-            sys.stdout.write(json.dumps(data, allow_nan=False) + "\n")
-        else:
-            self.out.print(text, markup=False)
+            text = json.dumps(_finite(data), allow_nan=False)
+        sys.stdout.write(text + "\n")
 
     @contextmanager
     def progress(self, label: str) -> Iterator[Callable[[int, int | None], None]]:
@@ -55,15 +56,33 @@ class Terminal:
     def download(self) -> Iterator[Callable[[int, int | None], None]]:
         """A bar in bytes that appears with the first byte."""
         columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
-        with Progress(*columns, console=self.err, transient=True, disable=self.quiet) as bar:
+        with Progress(
+            *columns, console=self.err, transient=True, disable=self.quiet or not self.err.is_terminal
+        ) as bar:
             tasks: list[Any] = []
 
             def update(done: int, total: int | None) -> None:
                 if not tasks:
+                    if not self.err.is_terminal:
+                        self.note("downloading" + (f" {total:,} bytes" if total else ""))
                     tasks.append(bar.add_task("downloading", total=total))
                 bar.update(tasks[0], completed=done, total=total)
 
             yield update
+
+
+def _finite(data: Any) -> Any:
+    """The same with null for what JSON has no number for."""
+    if isinstance(data, dict):
+        return {key: _finite(value) for key, value in data.items()}
+    if isinstance(data, (list, tuple)):
+        return [_finite(value) for value in data]
+    return None if isinstance(data, float) and not math.isfinite(data) else data
+
+
+def counted(number: int, noun: str) -> str:
+    """``1 epoch``, ``2 epochs``."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
 def read(terminal: Terminal, data: str, columns: dict[str, Any]) -> Panel:
@@ -72,6 +91,11 @@ def read(terminal: Terminal, data: str, columns: dict[str, Any]) -> Panel:
 
     with terminal.download() as progress:
         panel = load_data(data, **columns, progress=progress)
+    return noted(terminal, panel)
+
+
+def noted(terminal: Terminal, panel: Panel) -> Panel:
+    """The panel, once it is said what the reader accepted and changed."""
     for note in panel.notes:
         terminal.note(f"note: {panel.source}: {note}")
     return panel

@@ -2,25 +2,25 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
-from trellis_ts.commands.console import Terminal, table
+from trellis_ts.commands.console import Terminal, counted, table
 from trellis_ts.commands.options import Parser, add_output_options
 from trellis_ts.errors import ConfigError
 
-if TYPE_CHECKING:
-    from jsonargparse import Namespace
+_COMES_ALONG = "comes with statsmodels"
 
 
 def parser() -> Parser:
     """The command's options."""
     options = Parser(
         "datasets",
+        "[list | get NAME]",
         "Lists the data sets known by name, or fetches one into the cache. They are looked for in the folder named by "
         "TRELLIS_DATA first, then in the cache, then downloaded and checked.",
     )
-    options.add_argument("action", type=str, nargs="?", default="list", help="list, or get")
-    options.add_argument("name", type=str, nargs="?", default=None, help="the data set to get")
+    options.add_argument(
+        "action", type=str, nargs="?", default="list", metavar="ACTION", help="list (the default), or get"
+    )
+    options.add_argument("name", type=str, nargs="?", metavar="NAME", help="the data set to get")
     add_output_options(options)
     return options
 
@@ -36,9 +36,11 @@ def run(arguments: list[str]) -> None:
     if values.action == "list" and values.name is None:
         _list(terminal)
     elif values.action == "get" and values.name is not None:
-        _get(terminal, values)
+        _get(terminal, values.name)
     elif values.action == "get":
         raise ConfigError("which data set? Write `trellis datasets get NAME`; `trellis datasets` lists the names")
+    elif values.action == "list":
+        raise ConfigError(f"list takes no name; write `trellis datasets get {values.name}` to fetch one")
     else:
         raise ConfigError(
             f"unknown action '{values.action}'; write `trellis datasets list` or `trellis datasets get NAME`"
@@ -46,7 +48,7 @@ def run(arguments: list[str]) -> None:
 
 
 def _list(terminal: Terminal) -> None:
-    from trellis_ts.datasets.download import find_local
+    from trellis_ts.datasets.locations import find_local
     from trellis_ts.datasets.long_horizon import benchmark_names, find_benchmark
     from trellis_ts.datasets.sources import DEMO_NAME
 
@@ -68,20 +70,28 @@ def _list(terminal: Terminal) -> None:
                 "path": str(path) if path else None,
             }
         )
-    rows.append([DEMO_NAME, "2,284", "1", "W-SAT", "comes with statsmodels"])
+    rows.append([DEMO_NAME, "2,284", "1", "W-SAT", _COMES_ALONG])
     data.append({"name": DEMO_NAME, "rows": 2284, "channels": 1, "freq": "W-SAT", "path": None})
     terminal.result(table(rows), {"datasets": data})
 
 
-def _get(terminal: Terminal, values: Namespace) -> None:
-    from trellis_ts.datasets.long_horizon import load_benchmark
+def _get(terminal: Terminal, name: str) -> None:
+    from trellis_ts.datasets.sources import load_known
 
     with terminal.download() as progress:
-        panel = load_benchmark(values.name, progress=progress)
+        panel = load_known(name, progress=progress)
     for note in panel.notes:
         terminal.note(f"note: {note}")
     rows, channels = panel.series[0].values.shape
+    known = panel.dataset or panel.source
     terminal.result(
-        f"{panel.dataset}: {rows:,} rows, {channels} channels, every {panel.freq}: {panel.source}",
-        {"name": panel.dataset, "rows": rows, "channels": channels, "freq": panel.freq, "path": panel.source},
+        f"{known}: {counted(rows, 'row')}, {counted(channels, 'channel')}, every {panel.freq}: "
+        f"{panel.source if panel.dataset else _COMES_ALONG}",
+        {
+            "name": known,
+            "rows": rows,
+            "channels": channels,
+            "freq": panel.freq,
+            "path": panel.source if panel.dataset else None,
+        },
     )

@@ -7,10 +7,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from trellis_ts.commands.configuration import experiment_config, packaged_path
 from trellis_ts.commands.console import Terminal, read
-from trellis_ts.commands.options import Parser, add_output_options, config_path, experiment_config
+from trellis_ts.commands.options import Parser, add_output_options
 from trellis_ts.errors import ConfigError
-from trellis_ts.files import atomic_file
+from trellis_ts.files import atomic_file, check_directory, reason_of
 
 if TYPE_CHECKING:
     from trellis_ts.forecaster import Forecaster
@@ -23,10 +24,13 @@ def parser() -> Parser:
     """The command's options."""
     options = Parser(
         "demo",
+        "[-o FOLDER]",
         "Trains a model on the weekly CO2 record of Mauna Loa (1958-2001, with its real gaps) without the last year, "
         "scores it on that year beside seasonal naive, forecasts that year and the next, and draws both.",
     )
-    options.add_argument("-o", "--output", type=str, default="demo", help="folder to write (default: demo)")
+    options.add_argument(
+        "-o", "--output", type=str, default="demo", metavar="FOLDER", help="folder to write (default: demo)"
+    )
     add_output_options(options)
     return options
 
@@ -40,12 +44,11 @@ def run(arguments: list[str]) -> None:
     values = parser().parse_args(arguments)
     terminal = Terminal(quiet=values.quiet, as_json=values.json)
     folder = Path(values.output)
+    check_directory(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise ConfigError(
-            f"cannot write {folder}: {(error.strerror or str(error)).lower()}; name another folder with -o"
-        ) from None
+        raise ConfigError(f"cannot write {folder}: {reason_of(error)}; name another folder with -o") from None
     _demo(terminal, folder)
 
 
@@ -55,11 +58,10 @@ def _demo(terminal: Terminal, folder: Path) -> None:
     from trellis_ts.evaluation import evaluate
     from trellis_ts.forecaster import Forecaster
 
-    config = experiment_config(train.parser().parse_args([_DATA, "--config", config_path("demo")]))
+    config = experiment_config(train.parser().parse_args([_DATA, "--config", packaged_path("demo")]))
     model = folder / "model"
-    train.train(
-        Terminal(quiet=terminal.quiet, as_json=False) if not terminal.as_json else _Muted(), _DATA, model, config
-    )
+    train.check_free(model, overwrite=True)
+    train.train(_WithoutSummary(terminal) if terminal.as_json else terminal, _DATA, model, config)
     forecaster = Forecaster.load(model)
     panel = read(Terminal(quiet=True, as_json=False), _DATA, {})
     evaluation = evaluate(forecaster, panel)
@@ -74,16 +76,16 @@ def _demo(terminal: Terminal, folder: Path) -> None:
             "model": str(model),
             "forecast": str(folder / "forecast.csv"),
             "plot": str(folder / "forecast.png"),
-            **evaluation_data(evaluation),
+            "evaluation": evaluation_data(evaluation),
         },
     )
 
 
-class _Muted(Terminal):
+class _WithoutSummary(Terminal):
     """Keeps the training summary out of the one JSON object a machine expects."""
 
-    def __init__(self) -> None:
-        super().__init__(quiet=True, as_json=True)
+    def __init__(self, terminal: Terminal) -> None:
+        super().__init__(quiet=terminal.quiet, as_json=True)
 
     def result(self, text: str, data: object) -> None:
         pass

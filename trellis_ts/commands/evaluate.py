@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from trellis_ts.commands.console import Terminal, table
-from trellis_ts.commands.options import Parser, add_column_options, add_output_options
+from trellis_ts.commands.console import Terminal, counted, table
+from trellis_ts.commands.options import Parser, add_column_options, add_device_option, add_output_options
 
 if TYPE_CHECKING:
     from trellis_ts.evaluation import Evaluation
@@ -16,12 +16,13 @@ def parser() -> Parser:
     """The command's options."""
     options = Parser(
         "evaluate",
+        "MODEL DATA ...",
         "Scores MODEL on every window of DATA whose future it has not seen, none left out, beside seasonal naive on "
         "the same windows. MSE and MAE are on the scale of the standardised training rows, as benchmarks report them.",
     )
-    options.add_argument("model", type=str, help="model directory written by `trellis train`")
-    options.add_argument("data", type=str, help="path of a table, or name of a data set")
-    options.add_argument("--device", type=str, default="auto", help="auto, cpu, cuda, cuda:1, mps")
+    options.add_argument("model", type=str, metavar="MODEL", help="model directory written by `trellis train`")
+    options.add_argument("data", type=str, metavar="DATA", help="path of a table, or name of a data set")
+    add_device_option(options)
     add_output_options(options)
     add_column_options(options)
     return options
@@ -63,8 +64,8 @@ def evaluation_text(evaluation: Evaluation) -> str:
     if model.coverage is not None and evaluation.band is not None:
         rows.append([f"coverage of {100 * evaluation.band:.0f} % band", f"{100 * model.coverage:.1f} %", "", ""])
     head = (
-        f"{evaluation.num_windows:,} windows of {evaluation.prediction_length} steps, {evaluation.num_series} series, "
-        f"{evaluation.num_values:,} values"
+        f"{counted(evaluation.num_windows, 'window')} of {counted(evaluation.prediction_length, 'step')}, "
+        f"{evaluation.num_series:,} series, {counted(evaluation.num_values, 'value')}"
     )
     return f"{head}\n{table(rows)}"
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from trellis_ts.commands.console import Terminal
-from trellis_ts.commands.options import Parser, add_column_options, add_output_options
+from trellis_ts.commands.console import Terminal, counted
+from trellis_ts.commands.options import Parser, add_column_options, add_device_option, add_output_options
 from trellis_ts.errors import ConfigError
 from trellis_ts.files import atomic_file, check_writable
 
@@ -22,30 +23,39 @@ if TYPE_CHECKING:
     from trellis_ts.types import Forecast, Panel
 
 _PLOT_FORMATS = (".png", ".pdf", ".svg", ".jpg")
-_TABLE_FORMATS = (".csv", ".gz", ".parquet")
+_TABLE_FORMATS = (".csv", ".csv.gz", ".parquet")
+_FLOAT_FORMAT = "%.10g"
+_LONGEST_HORIZON = 1 << 20
 
 
 def parser() -> Parser:
     """The command's options."""
     options = Parser(
         "forecast",
+        "MODEL DATA [-o forecast.csv] [--plot forecast.png] ...",
         "Forecasts what follows the last rows of DATA: one row per series (per channel of a wide table) and future "
         "stamp, with the forecast and its quantiles.",
     )
-    options.add_argument("model", type=str, help="model directory written by `trellis train`")
-    options.add_argument("data", type=str, help="path of a table, or name of a data set: the history to go on from")
+    options.add_argument("model", type=str, metavar="MODEL", help="model directory written by `trellis train`")
+    options.add_argument(
+        "data", type=str, metavar="DATA", help="path of a table, or name of a data set: the history to go on from"
+    )
     options.add_argument(
         "-o",
         "--output",
         type=str,
-        default=None,
+        metavar="FILE",
         help="table to write (.csv, .csv.gz, .parquet); else CSV to standard output",
     )
-    options.add_argument("--plot", type=str, default=None, help="picture to draw (.png, .pdf, .svg)")
+    options.add_argument("--plot", type=str, metavar="FILE", help="picture to draw (.png, .pdf, .svg, .jpg)")
     options.add_argument(
-        "--prediction-length", type=int | None, default=None, help="steps to forecast (default: as trained)"
+        "--prediction-length",
+        type=int | None,
+        default=None,
+        metavar="N",
+        help="steps to forecast (default: as trained)",
     )
-    options.add_argument("--device", type=str, default="auto", help="auto, cpu, cuda, cuda:1, mps")
+    add_device_option(options)
     add_output_options(options)
     add_column_options(options)
     return options
@@ -58,14 +68,20 @@ def run(arguments: list[str]) -> None:
         TrellisError: bad input.
     """
     values = parser().parse_args(arguments)
-    output, plot = (Path(value) if value else None for value in (values.output, values.plot))
-    for path, formats, what in ((output, _TABLE_FORMATS, "--output"), (plot, _PLOT_FORMATS, "--plot")):
+    output, plot = (None if value is None else Path(value) for value in (values.output, values.plot))
+    for path, formats, option in ((output, _TABLE_FORMATS, "--output"), (plot, _PLOT_FORMATS, "--plot")):
         if path is not None:
-            if path.suffix.lower() not in formats:
-                raise ConfigError(f"{what} {path}: unknown ending; use one of {', '.join(formats)}")
-            check_writable(path)
+            _check_path(path, formats, option, values.data)
     terminal = Terminal(quiet=values.quiet, as_json=values.json)
     forecast(terminal, values, output, plot)
+
+
+def _check_path(path: Path, formats: tuple[str, ...], option: str, data: str) -> None:
+    if not path.name.lower().endswith(formats):
+        raise ConfigError(f"{option} '{path}': unknown ending; use one of {', '.join(formats)}")
+    check_writable(path)
+    if path.exists() and Path(data).exists() and path.samefile(data):
+        raise ConfigError(f"{option} {path} is DATA itself; choose another path, for the history would be lost")
 
 
 def forecast(terminal: Terminal, values: Namespace, output: Path | None, plot: Path | None) -> None:
@@ -75,21 +91,55 @@ def forecast(terminal: Terminal, values: Namespace, output: Path | None, plot: P
 
     forecaster = load_forecaster(values.model, values.device)
     panel = forecaster.check(read_for(terminal, forecaster, values))
+    _check_horizon(panel, values.prediction_length)
     result = forecaster.forecast(panel, prediction_length=values.prediction_length)
     _note_doubts(terminal, forecaster, panel, result)
     data = forecaster.checkpoint.experiment.data
-    frame = forecast_frame(
-        panel,
-        result,
-        id_name=values.id or data.id or "unique_id",
-        time_name=values.time or data.time or "ds",
-    )
-    _write(terminal, frame, panel, output)
-    if plot is not None:
-        _plot(terminal, panel, result, plot)
-    if output is not None:
-        text = f"wrote {len(frame)} rows ({len(panel.series)} series, {result.point.shape[1]} steps) to {output}"
-        terminal.result(text, {"output": str(output), "rows": len(frame), "plot": str(plot) if plot else None})
+    id_name, time_name = values.id or data.id or "unique_id", values.time or data.time or "ds"
+    frame = forecast_frame(panel, result, id_name=id_name, time_name=time_name)
+    if len(set(frame.columns)) < _num_columns(panel, result):
+        raise ConfigError(
+            f"the columns {id_name!r} and {time_name!r} collide with others of the forecast "
+            f"({', '.join(map(str, frame.columns))}); rename them in DATA"
+        )
+    text = _with_stamps_as_text(frame, panel, time_name)
+    with ExitStack() as files:  # both files are whole before either is put in place
+        if output is not None:
+            _write(frame, text, files.enter_context(atomic_file(output)))
+        drawn = 0 if plot is None else _plot(panel, result, files.enter_context(atomic_file(plot)))
+    if plot is not None and drawn < (count := len(panel.series) * panel.num_channels):
+        terminal.note(f"note: {plot} shows the first {drawn} of {count} forecasts")
+    _say(terminal, text, panel, output, plot)
+
+
+def _check_horizon(panel: Panel, prediction_length: int | None) -> None:
+    """Refuses what would be computed for hours and then not be given a date."""
+    from trellis_ts.datasets import calendar
+
+    if prediction_length is not None and prediction_length > _LONGEST_HORIZON:
+        raise ConfigError(f"prediction_length={prediction_length} must lie between 1 and {_LONGEST_HORIZON}")
+    for series in panel.series:
+        calendar.future_times(series.time[-1], panel.freq, max(1, prediction_length or 1), panel.timezone)
+
+
+def _num_columns(panel: Panel, result: Forecast) -> int:
+    has_channel = not panel.is_wide and panel.num_channels > 1
+    return 3 + has_channel + (0 if result.quantiles is None else len(result.quantile_levels))
+
+
+def _say(terminal: Terminal, text: pd.DataFrame, panel: Panel, output: Path | None, plot: Path | None) -> None:
+    """Where the forecast went, or the forecast itself."""
+    if output is None and not terminal.as_json:
+        text.to_csv(sys.stdout, index=False, float_format=_FLOAT_FORMAT)
+        return
+    data: dict[str, object] = {"rows": len(text), "output": str(output) if output else None}
+    data["plot"] = str(plot) if plot else None
+    if output is None:
+        data["forecast"] = text.to_dict(orient="records")
+    steps = len(text) // (len(panel.series) * panel.num_channels)
+    rows, series = counted(len(text), "row"), "1 series" if len(panel.series) == 1 else f"{len(panel.series):,} series"
+    channels = counted(panel.num_channels, "channel")
+    terminal.result(f"wrote {rows} ({series}, {channels}, {counted(steps, 'step')}) to {output}", data)
 
 
 def _note_doubts(terminal: Terminal, forecaster: Forecaster, panel: Panel, result: Forecast) -> None:
@@ -119,23 +169,18 @@ def _note_doubts(terminal: Terminal, forecaster: Forecaster, panel: Panel, resul
         terminal.note(f"note: {unseen} series have a channel without a value in the last {context_length} steps")
 
 
-def _write(terminal: Terminal, frame: pd.DataFrame, panel: Panel, output: Path | None) -> None:
+def _with_stamps_as_text(frame: pd.DataFrame, panel: Panel, time_name: str) -> pd.DataFrame:
     from trellis_ts.datasets import calendar
 
-    if output is not None and output.suffix.lower() == ".parquet":
-        with atomic_file(output) as temporary:
-            frame.to_parquet(temporary, index=False)
-        return
-    time_name = frame.columns[list(frame.columns).index("forecast") - 1]
     stamps: NDArray[np.datetime64] = frame[time_name].to_numpy("datetime64[ns]")
-    text = frame.assign(**{time_name: calendar.format_times(stamps, panel.freq, panel.timezone)})
-    if output is not None:
-        with atomic_file(output) as temporary:
-            text.to_csv(temporary, index=False, float_format="%.10g")
-    elif terminal.as_json:
-        sys.stdout.write(text.to_json(orient="records") + "\n")
+    return frame.assign(**{time_name: calendar.format_times(stamps, panel.freq, panel.timezone)})
+
+
+def _write(frame: pd.DataFrame, text: pd.DataFrame, path: Path) -> None:
+    if path.suffix.lower() == ".parquet":
+        frame.to_parquet(path, index=False)
     else:
-        text.to_csv(sys.stdout, index=False, float_format="%.10g")
+        text.to_csv(path, index=False, float_format=_FLOAT_FORMAT)
 
 
 def pictures(panel: Panel, result: Forecast) -> list[ForecastPicture]:
@@ -175,11 +220,7 @@ def band_label(levels: tuple[float, ...]) -> str:
     return f"{100 * (levels[-1] - levels[0]):.0f} % band ({levels[0]:g} to {levels[-1]:g})"
 
 
-def _plot(terminal: Terminal, panel: Panel, result: Forecast, path: Path) -> None:
+def _plot(panel: Panel, result: Forecast, path: Path) -> int:
     from trellis_ts.plots import plot_forecasts
 
-    all_pictures = pictures(panel, result)
-    with atomic_file(path) as temporary:
-        drawn = plot_forecasts(all_pictures, temporary)
-    if drawn < len(all_pictures):
-        terminal.note(f"note: {path} shows the first {drawn} of {len(all_pictures)} forecasts")
+    return plot_forecasts(pictures(panel, result), path)

@@ -5,14 +5,17 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Any
 
+from trellis_ts.commands.configuration import flat_config
 from trellis_ts.commands.console import Terminal
-from trellis_ts.commands.options import Parser, add_output_options, flat_config
+from trellis_ts.commands.options import Parser, add_output_options
 
 
 def parser() -> Parser:
     """The command's options."""
-    options = Parser("info", "Says what a model reads and predicts, on which columns, and with which settings.")
-    options.add_argument("model", type=str, help="model directory written by `trellis train`")
+    options = Parser(
+        "info", "MODEL [--json]", "Says what a model reads and predicts, on which columns, and with which settings."
+    )
+    options.add_argument("model", type=str, metavar="MODEL", help="model directory written by `trellis train`")
     add_output_options(options)
     return options
 
@@ -54,4 +57,6 @@ def run(arguments: list[str]) -> None:
 def _shown(value: object) -> str:
     if isinstance(value, list):
         return ", ".join(map(str, value)) or "none"
-    return "none" if value is None else f"{value:,}" if type(value) is int and value >= 10_000 else str(value)
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return "none" if value is None else str(value)

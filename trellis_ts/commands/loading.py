@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from trellis_ts.commands.console import read
+from trellis_ts.commands.console import noted, read
 from trellis_ts.commands.options import COLUMN_OPTIONS
+from trellis_ts.datasets.columns import MissingColumnError
+from trellis_ts.datasets.sources import load_data
 from trellis_ts.devices import resolve_device
+from trellis_ts.errors import DataError
 from trellis_ts.forecaster import Forecaster
 
 if TYPE_CHECKING:
     from jsonargparse import Namespace
 
+    from trellis_ts.checkpoints import DataRecord
     from trellis_ts.commands.console import Terminal
     from trellis_ts.types import Panel
 
@@ -22,7 +29,11 @@ def load_forecaster(model: str, device: str) -> Forecaster:
 
 
 def read_for(terminal: Terminal, forecaster: Forecaster, values: Namespace) -> Panel:
-    """Reads ``values.data`` by the columns the model was trained on, but for those named otherwise."""
+    """Reads ``values.data`` by the columns the model was trained on, but for those named otherwise.
+
+    Raises:
+        DataError: the table cannot be read, or is not of the kind the model was trained on.
+    """
     record, settings = forecaster.checkpoint.data, forecaster.checkpoint.experiment.data
     trained = {
         "time": record.time_column,
@@ -32,4 +43,45 @@ def read_for(terminal: Terminal, forecaster: Forecaster, values: Namespace) -> P
         "day_first": settings.day_first,
     }
     columns = {name: trained[name] if values[name] is None else values[name] for name in COLUMN_OPTIONS}
-    return read(terminal, values.data, columns)
+    is_freq_chosen = values.freq is not None or settings.freq is not None
+    try:
+        panel = (read if is_freq_chosen or not Path(values.data).is_file() else _read_on_own_calendar)(
+            terminal, values.data, columns
+        )
+    except MissingColumnError as error:
+        raise DataError(f"{error}; the model was trained on {_spell_columns(record)}") from None
+    return _renamed(terminal, panel, record)
+
+
+def _read_on_own_calendar(terminal: Terminal, data: str, columns: dict[str, Any]) -> Panel:
+    """Reads on the model's calendar, unless the table's own is coarser: daily rows lie on an hourly calendar too, and
+    would be taken for hourly ones of which most are missing."""
+    own: Panel | None = None
+    with suppress(DataError):  # too few rows to tell the calendar, or a mistake that is reported below
+        own = load_data(data, **{**columns, "freq": None})
+    if own is not None and own.freq == columns["freq"]:
+        return noted(terminal, own)
+    panel = load_data(data, **columns)
+    if own is not None and sum(map(len, panel.series)) >= 2 * sum(map(len, own.series)):
+        raise DataError(
+            f"{panel.source}: the model was trained on steps of {panel.freq}, the data has steps of {own.freq}; "
+            f"bring data of the same frequency, train on it, or insist with --freq {panel.freq}"
+        )
+    return noted(terminal, panel)
+
+
+def _spell_columns(record: DataRecord) -> str:
+    """The columns of the training data, each with the option that names another."""
+    names = [f"--time {record.time_column}"]
+    if record.id_column is not None:
+        names.append(f"--id {record.id_column}")
+    return ", ".join([*names, f"--target {' '.join(record.channels[:12])}"])
+
+
+def _renamed(terminal: Terminal, panel: Panel, record: DataRecord) -> Panel:
+    """Columns named with --target stand for those the model knows, in their order, where the names are others."""
+    if set(panel.channels) == set(record.channels) or len(panel.channels) != len(record.channels):
+        return panel
+    pairs = [f"{new} for {old}" for new, old in zip(panel.channels, record.channels, strict=True) if new != old]
+    terminal.note(f"note: {panel.source}: read {', '.join(pairs)}")
+    return replace(panel, columns=replace(panel.columns, channels=record.channels))

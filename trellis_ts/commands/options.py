@@ -6,100 +6,129 @@ import difflib
 import re
 import typing
 from dataclasses import MISSING, fields
-from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, Literal, NoReturn
 
 import docstring_parser
-from jsonargparse import ActionConfigFile, ArgumentParser, DefaultHelpFormatter, Namespace  # type: ignore[attr-defined]
+from jsonargparse import ArgumentParser, DefaultHelpFormatter, Namespace
 
-from trellis_ts.config import SECTIONS, DataConfig, ExperimentConfig
+from trellis_ts.commands.configuration import inner_type, is_list, packaged_configs, read_config, spell_type
+from trellis_ts.config import SECTIONS, DataConfig
 from trellis_ts.errors import ConfigError
 
 COLUMN_OPTIONS = ("time", "target", "id", "freq", "day_first")
+_NAMES_OF_VALUES = {"time": "COLUMN", "target": "COLUMN", "id": "COLUMN", "max_time": "DURATION"}
 
 
 class _HelpFormatter(DefaultHelpFormatter):
-    """Leaves out the types; a default of None reads as what it means."""
+    """Leaves out the types, and says what a default of None stands for."""
 
     def _get_help_string(self, action: Any) -> str:
         text: str = action.help or ""
-        if action.dest in _CONFIG_KEYS and action.default is not None:
-            default = action.default
-            shown = " ".join(map(str, default)) if isinstance(default, (list, tuple)) else str(default)
-            text += f" (default: {shown})"
+        if action.dest in _CONFIG_KEYS and "default:" not in text:
+            text += f" (default: {_spell_default(action.dest, action.default)})"
         return text.replace("%", "%%")
 
-    def _get_default_metavar_for_optional(self, action: Any) -> str:
-        return str(action.dest).rsplit("_", 1)[-1].upper()
+
+def _spell_default(key: str, default: Any) -> str:
+    if default is None:
+        return "no limit" if key == "max_time" else "from the data"
+    if isinstance(default, (list, tuple)):
+        return " ".join(map(str, default))
+    return str(default).lower() if isinstance(default, bool) else str(default)
 
 
 class Parser(ArgumentParser):
     """A parser whose errors are one line that names the option and, for a misspelt one, the nearest."""
 
-    def __init__(self, command: str, description: str) -> None:
+    def __init__(self, command: str, usage: str, description: str) -> None:
         super().__init__(
             prog=f"trellis {command}",
+            usage=f"trellis {command} {usage}",
             description=description,
             formatter_class=_HelpFormatter,
-            print_config="--print-config",
+            allow_abbrev=False,
         )
 
+    def parse_args(self, args: list[str]) -> Namespace:  # type: ignore[override]
+        """The options; configuration files lie under them, a later one over an earlier."""
+        values = super().parse_args(args)
+        settings: dict[str, Any] = {}
+        for name in values.get("config") or []:
+            settings |= read_config(name)
+        if settings:
+            self.set_defaults(settings)
+            values = super().parse_args(args)
+        return values
+
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        raise ConfigError(_one_line(message, self._option_names()))
+        raise ConfigError(self._plain(" ".join(message.split())))
 
-    def _option_names(self) -> list[str]:
-        return [name for action in self._actions for name in action.option_strings if name.startswith("--")]
+    def _plain(self, message: str) -> str:
+        """What argparse and jsonargparse say, in a user's words."""
+        if match := re.match(r"unrecognized arguments: (\S+)", message):
+            name = match[1].split("=")[0]
+            if not name.startswith("-"):
+                return f"unexpected argument '{name}'; write {self.usage}"
+            return f"unknown option {name}{self._nearest(name)}"
+        if match := re.match(r"the following arguments are required: (.*)", message):
+            names = match[1].upper().split(", ")
+            return f"{' and '.join(names)} {'is' if len(names) == 1 else 'are'} missing; write {self.usage}"
+        if match := re.match(r"argument (?:-\w/)?(--[\w-]+): expected (one|at least one) argument", message):
+            return f"{match[1]} needs {'a value' if match[2] == 'one' else 'at least one value'}"
+        if match := re.match(r"argument (?:-\w/)?(--[\w-]+): ignored explicit argument", message):
+            return f"{match[1]} takes no value"
+        if match := re.match(r'Parser key "([^"]+)"(?: element \d+)?: (.*)', message):
+            option, given = f"--{match[1].replace('_', '-')}", re.search(r"(?:Got|Given) value: ?(.*)$", match[2])
+            return f"{option}: {self._expected(match[1])}, got '{given[1] if given else ''}'"
+        return message
 
+    def _expected(self, key: str) -> str:
+        action = next(action for action in self._actions if action.dest == key)
+        return f"expected {_SPELLED_TYPES[key]}" if key in _SPELLED_TYPES else f"expected another {action.metavar}"
 
-def _one_line(message: str, options: list[str]) -> str:
-    if match := re.match(r"unrecognized arguments: (\S+)", message):
-        name = match[1].split("=")[0]
-        return f"unknown option {name}{_nearest(name, options)}"
-    if match := re.search(r"Option '([^']+)' is not accepted", message):
-        keys = [option[2:].replace("-", "_") for option in options]
-        return f"unknown key '{match[1]}' in the configuration file{_nearest(match[1], keys)}"
-    if match := re.match(r'Parser key "([^"]+)":\s*(.*)', message, re.DOTALL):
-        return f"--{match[1].replace('_', '-')}: {_plain_types(match[2])}"
-    return " ".join(message.split())
-
-
-def _plain_types(text: str) -> str:
-    text = re.sub(r"<class '(?:[\w.]+\.)?(\w+)'>", r"\1", " ".join(text.split()))
-    if match := re.search(r"Literal\[(.*?)\]\. Got value: (.*)", text):
-        return f"'{match[2]}' is not one of {match[1].replace(chr(39), '')}"
-    if match := re.search(r"Subtypes: \[(\w+), .*Given value: (.*)", text):
-        return f"expected a {match[1]}, got '{match[2]}'"
-    if match := re.search(r"Expected an? (\w+)\. Got value: (.*)", text):
-        return f"expected a {match[1]}, got '{match[2]}'"
-    return text
-
-
-def _nearest(name: str, names: list[str]) -> str:
-    close = difflib.get_close_matches(name, names, n=1)
-    return f"; did you mean {close[0]}?" if close else "; see --help"
+    def _nearest(self, name: str) -> str:
+        names = [option for action in self._actions for option in action.option_strings if option.startswith("--")]
+        begun = [option for option in names if name.startswith("--") and option.startswith(name)]
+        close = begun or difflib.get_close_matches(name, names, n=1)
+        return f"; did you mean {close[0]}?" if close else f"; see {self.prog} --help"
 
 
 def _keys_of(section: type) -> dict[str, tuple[Any, Any, str]]:
     """Type, default and help of each field."""
     hints = typing.get_type_hints(section)
-    texts = {each.args[1]: each.description for each in docstring_parser.parse_from_object(section).params}
-    return {each.name: (hints[each.name], each.default, texts.get(each.name) or "") for each in fields(section)}
+    texts = {each.args[1]: each.description or "" for each in docstring_parser.parse_from_object(section).params}
+    return {each.name: (hints[each.name], each.default, _as_help(texts.get(each.name, ""))) for each in fields(section)}
 
 
-_CONFIG_KEYS = {name for section in SECTIONS.values() for name in (each.name for each in fields(section))}
+def _as_help(text: str) -> str:
+    """A sentence as the other options' help is written: without a capital and a full stop."""
+    text = " ".join(text.split())
+    text = text if text.endswith("...") else text.removesuffix(".")
+    return text[:1].lower() + text[1:] if text[1:2].islower() else text
+
+
+_CONFIG_KEYS = {each.name for section in SECTIONS.values() for each in fields(section)}
+_SPELLED_TYPES = {
+    name: spell_type(inner_type(kind))
+    for section in SECTIONS.values()
+    for name, (kind, _, _) in _keys_of(section).items()
+}
 
 
 def add_config_options(parser: Parser) -> None:
-    """``--config`` and one option for every configuration key."""
+    """``--config``, ``--print-config`` and one option for every configuration key."""
     parser.add_argument(
         "--config",
-        action=ActionConfigFile,
+        type=str,
+        action="append",
+        metavar="FILE",
         help="configuration file, or the name of one that comes with the package "
         f"({', '.join(packaged_configs())}); options override it",
     )
+    parser.add_argument("--print-config", action="store_true", help="print all settings as such a file, and stop")
     for section in SECTIONS.values():
         title, _, description = (section.__doc__ or "").partition(":")
-        group = parser.add_argument_group(title, description.strip().capitalize())
+        group = parser.add_argument_group(title.lower(), description.strip().removesuffix("."))
         for name, (kind, default, text) in _keys_of(section).items():
             if default is MISSING:
                 raise AssertionError(f"{section.__name__}.{name} has no default")
@@ -108,21 +137,26 @@ def add_config_options(parser: Parser) -> None:
 
 def add_column_options(parser: Parser) -> None:
     """Which columns of a table mean what; needed only where they differ from those the model was trained on."""
-    group = parser.add_argument_group("Columns", "Those the model was trained on, unless named here")
+    group = parser.add_argument_group("columns", "those the model was trained on, unless named here")
     keys = _keys_of(DataConfig)
     for name in COLUMN_OPTIONS:
         kind, _, text = keys[name]
-        _add(group, name, kind, None, text)
+        _add(group, name, kind, None, f"{text} (default: as trained)")
 
 
 def _add(group: Any, name: str, kind: Any, default: Any, text: str) -> None:
     options: dict[str, Any] = {"type": kind}
-    inner = next((each for each in typing.get_args(kind) if each is not type(None)), kind)
-    if typing.get_origin(kind) is tuple or typing.get_origin(inner) is tuple:
-        item = typing.get_args(kind if typing.get_origin(kind) is tuple else inner)[0]
-        options = {"type": item, "nargs": "+"}
+    if is_list(kind):
+        options = {"type": inner_type(kind), "nargs": "+"}
         default = list(default) if default is not None else None
-    group.add_argument(f"--{name.replace('_', '-')}", default=default, help=text, **options)
+    metavar = _NAMES_OF_VALUES.get(name) or _name_of_value(name, inner_type(kind))
+    group.add_argument(f"--{name.replace('_', '-')}", default=default, help=text, metavar=metavar, **options)
+
+
+def _name_of_value(name: str, kind: Any) -> str:
+    if kind is bool or typing.get_origin(kind) is Literal:
+        return "{" + ",".join(("true", "false") if kind is bool else typing.get_args(kind)) + "}"
+    return {int: "N", float: "X"}.get(kind, name.upper())
 
 
 def add_output_options(parser: Parser) -> None:
@@ -131,59 +165,6 @@ def add_output_options(parser: Parser) -> None:
     parser.add_argument("--quiet", action="store_true", help="no progress, no notes")
 
 
-def experiment_config(values: Namespace) -> ExperimentConfig:
-    """The parsed options as configuration objects, which check them further."""
-    sections = {}
-    for name, section in SECTIONS.items():
-        chosen = {each.name: values[each.name] for each in fields(section)}
-        sections[name] = section(**{key: tuple(v) if isinstance(v, list) else v for key, v in chosen.items()})
-    return ExperimentConfig(**sections)
-
-
-def flat_config(config: ExperimentConfig) -> dict[str, Any]:
-    """A configuration as the flat keys of a configuration file."""
-    flat: dict[str, Any] = {}
-    for name in SECTIONS:
-        section = getattr(config, name)
-        flat |= {each.name: getattr(section, each.name) for each in fields(section)}
-    return {key: list(value) if isinstance(value, tuple) else value for key, value in flat.items()}
-
-
-def packaged_configs() -> list[str]:
-    """Names of the configurations that come with the package."""
-    from importlib.resources import files
-
-    return sorted(
-        each.name.removesuffix(".yaml") for each in files("trellis_ts.configs").iterdir() if each.name.endswith(".yaml")
-    )
-
-
-def config_path(name: str) -> str:
-    """The path of a configuration given by path or name.
-
-    Raises:
-        ConfigError: neither exists.
-    """
-    if Path(name).is_file():
-        return name
-    names = packaged_configs()
-    if name.lower() in names:
-        from importlib.resources import files
-
-        return str(files("trellis_ts.configs") / f"{name.lower()}.yaml")
-    close = difflib.get_close_matches(name.lower(), names, n=1)
-    hint = f"did you mean {close[0]}?" if close else f"there are {', '.join(names)}"
-    raise ConfigError(f"no configuration '{name}': it is neither a file nor a name; {hint}")
-
-
-def resolve_config_names(arguments: list[str]) -> list[str]:
-    """The arguments with the value of every ``--config`` turned into a path."""
-    resolved = []
-    for index, argument in enumerate(arguments):
-        if index and arguments[index - 1] == "--config":
-            resolved.append(config_path(argument))
-        elif argument.startswith("--config="):
-            resolved.append("--config=" + config_path(argument.partition("=")[2]))
-        else:
-            resolved.append(argument)
-    return resolved
+def add_device_option(parser: Parser) -> None:
+    """Where a trained model runs."""
+    parser.add_argument("--device", type=str, default="auto", help="auto, cpu, cuda, cuda:1, mps (default: auto)")

@@ -1,0 +1,115 @@
+"""Models: what ``info`` and ``evaluate`` say of them, and model directories that cannot be used."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import pytest
+
+SCORES = {"mse", "mae", "rmse_original", "mae_original", "quantile_loss", "coverage"}
+
+
+def test_info(trellis, wide_model):
+    text = trellis("info", wide_model).out
+    for fact in ("load, heat", "context length      24", "prediction length   6", "time column         date"):
+        assert fact in text
+    assert "None" not in text
+    assert "True" not in text
+    data = trellis("info", wide_model, "--json").data
+    assert set(data) == {
+        *("model", "parameters", "dataset", "time_column", "id_column", "channels", "freq", "timezone", "num_series"),
+        *("quantile_levels", "shape", "settings"),
+    }
+    assert (data["channels"], data["freq"], data["id_column"]) == (["load", "heat"], "h", None)
+    assert data["shape"]["context_length"] == data["settings"]["context_length"] == 24
+
+
+def test_evaluate(trellis, wide, wide_model):
+    result = trellis("evaluate", wide_model, "wide.csv")
+    assert result.err == ""
+    lines = result.out.splitlines()
+    assert lines[0] == "7 windows of 6 steps, 1 series, 84 values"
+    assert [line.split("  ")[0] for line in lines[3:7]] == ["MSE", "MAE", "RMSE, data units", "MAE, data units"]
+    data = trellis("evaluate", wide_model, "wide.csv", "--json").data
+    assert set(data) == {
+        *("num_windows", "num_series", "num_values", "prediction_length", "season_length", "band"),
+        *("model", "seasonal_naive"),
+    }
+    assert set(data["model"]) == set(data["seasonal_naive"]) == SCORES
+    assert (data["num_windows"], data["num_values"], data["band"]) == (7, 84, 0.8)
+    assert data["model"]["mse"] > 0
+    assert data["seasonal_naive"]["coverage"] is None
+
+
+def test_evaluate_a_long_table(trellis, long, long_model):
+    assert trellis("evaluate", long_model, "long.csv", "--json").data["num_series"] == 2
+
+
+def test_nothing_left_to_evaluate(refused, folder, make_wide, wide_model):
+    make_wide(105).to_csv("table.csv", index=False)
+    line = refused("evaluate", wide_model, "table.csv")
+    assert "no window of 6 steps lies after the rows the model was trained on" in line
+
+
+def damage(model, name, change):
+    path = model / name
+    path.write_bytes(change(path.read_bytes()))
+
+
+DAMAGES = {
+    "truncated weights": (
+        lambda m: damage(m, "model.safetensors", lambda b: b[: len(b) // 2]),
+        "does not match its checksum",
+    ),
+    "altered weights": (
+        lambda m: damage(m, "model.safetensors", lambda b: b[:-4] + b"\xff\xff\xff\x7f"),
+        "does not match its checksum",
+    ),
+    "altered data": (
+        lambda m: damage(m, "data.json", lambda b: b.replace(b"load", b"laod")),
+        "does not match its checksum",
+    ),
+    "truncated settings": (lambda m: damage(m, "config.json", lambda b: b[: len(b) // 2]), "is not a JSON object"),
+    "empty settings": (lambda m: damage(m, "config.json", lambda b: b""), "is not a JSON object"),
+    "another type": (lambda m: damage(m, "config.json", lambda b: b.replace(b": 24,", b': "24",', 1)), "is damaged"),
+    "an unknown key": (lambda m: damage(m, "config.json", lambda b: b.replace(b'"width"', b'"wodth"')), "is damaged"),
+    "a newer format": (
+        lambda m: damage(m, "config.json", lambda b: b.replace(b'"format_version": 1', b'"format_version": 99')),
+        "format version 99, this trellis reads up to 1; upgrade trellis-ts",
+    ),
+    "no weights": (
+        lambda m: (m / "model.safetensors").unlink(),
+        "model.safetensors is missing; copy the whole directory",
+    ),
+    "no settings": (lambda m: (m / "config.json").unlink(), "config.json is missing"),
+}
+
+
+@pytest.mark.parametrize("name", DAMAGES)
+def test_damaged_models(refused, folder, wide, wide_model, name):
+    change, expected = DAMAGES[name]
+    shutil.copytree(wide_model, folder / "model")
+    change(folder / "model")
+    for command in (
+        ["info", "model"],
+        ["forecast", "model", "wide.csv", "-o", "out.csv"],
+        ["evaluate", "model", "wide.csv"],
+    ):
+        line = refused(*command)
+        assert expected in line
+        assert line.startswith(f"trellis {command[0]}: error: ")
+
+
+def test_what_is_no_model(refused, folder, wide):
+    assert "there is no such directory; train one with `trellis train`" in refused("forecast", "m", "wide.csv")
+    assert "it is a file, and a model is a directory" in refused("forecast", "wide.csv", "wide.csv")
+    assert "config.json is missing; it is no model" in refused("info", ".")
+    (folder / "m" / "training").mkdir(parents=True)
+    assert "its training has not finished; go on with `trellis train ... --resume`" in refused("info", "m")
+
+
+def test_a_copied_model_works_without_its_training_folder(trellis, folder, wide, wide_model):
+    shutil.copytree(wide_model, folder / "copy", ignore=shutil.ignore_patterns("training"))
+    assert trellis("forecast", "copy", "wide.csv").out == trellis("forecast", wide_model, "wide.csv").out
+    assert json.loads((folder / "copy" / "config.json").read_text())["format"] == "trellis_ts.model"
