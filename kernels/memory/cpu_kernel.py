@@ -1,0 +1,789 @@
+"""The compiled part of the CPU implementation; README.md beside this file derives formulas and layout.
+
+A row's memories lie transposed, ``[dim, slot]``, both axes filled up with zeros to multiples of ``WIDTH``: the vectors
+run over slots, and a key, value or query enters number by number. Everything a thread works on, one row at a time,
+lies in one flat array, ``scratch``; what would be a pointer is an offset into it. Padding stays zero: vectors and
+targets are zero there, and where a formula would not keep it so the mask does.
+
+Numba decides by this file's date whether its cache is valid: after a change to ``cpu_vectors.py`` alone, touch it.
+"""
+
+from __future__ import annotations
+
+import math
+
+from numba import njit
+from numba.extending import overload
+
+from trellis_ts.kernels.memory.cpu_vectors import (
+    WIDTH,
+    clamp,
+    largest_lane,
+    load,
+    load_one,
+    maximum,
+    multiply_add,
+    repeat,
+    scale_by_power,
+    store,
+    store_one,
+    sum_each,
+    sum_lanes,
+)
+
+READ_EPSILON = 1e-6
+LOG2_E = math.log2(math.e)
+
+# Write and read activations, in the order of their Literals in types.py.
+IDENTITY, SILU, LN_SILU = range(3)
+READ_LN_SILU, READ_L2_SILU, READ_SOFTMAX = range(3)
+
+# At the start of scratch, vectors over slots: 1 where there is a slot and 0 in padding, then what one token needs.
+MASK, ABAR, CENTRED, WEIGHTED, KEY_SCALED, VALUE_SCALED, KEY_ZBAR, VALUE_ZBAR, KEY_GW, VALUE_GW = range(10)
+NUM_WORK_SLOT_FIELDS = 10
+# After those, gradients over dim, twice dim numbers each: those of key and query, and those of value.
+NUM_WORK_DIM_FIELDS = 4
+
+# A record holds one token: four vectors over dim, then vectors over slots, then two scalars.
+QUERY, KEY, VALUE, OUTPUT = range(4)
+NUM_DIM_FIELDS = 4
+TARGET, KEY_Z, VALUE_Z, KEY_GATE, VALUE_GATE, KEY_U, VALUE_U, YHAT, YHAT_GATE, YHATBAR, R, RBAR = range(12)
+NUM_SLOT_FIELDS = 12
+FORGET, STEP = range(2)
+
+inline = njit(forceinline=True, error_model="numpy")
+
+
+def compiled(signature):
+    """Return a decorator that compiles for one signature now, or finds the result in Numba's cache."""
+    return njit(signature, cache=True, nogil=True, error_model="numpy")
+
+
+def padded(size: int) -> int:
+    """Return ``size`` filled up to whole vectors."""
+    return (size + WIDTH - 1) // WIDTH * WIDTH
+
+
+def work_size(slots, dims):
+    return NUM_WORK_SLOT_FIELDS * slots + NUM_WORK_DIM_FIELDS * dims
+
+
+def record_size(slots, dims):
+    return NUM_DIM_FIELDS * dims + NUM_SLOT_FIELDS * slots + WIDTH
+
+
+def forward_scratch_size(num_slots: int, dim: int) -> int:
+    """Return how many numbers a thread needs in the forward pass: both memories, and two tokens."""
+    slots, dims = padded(num_slots), padded(dim)
+    return work_size(slots, dims) + 2 * slots * dims + 2 * record_size(slots, dims)
+
+
+def backward_scratch_size(num_slots: int, dim: int, num_tokens: int, segment: int) -> int:
+    """Return how many numbers a thread needs in the backward pass.
+
+    Both memories at the start of every segment, before every token of one segment and after its last, and their
+    gradients; the tokens of a segment, one of zeros before and one after them.
+    """
+    slots, dims = padded(num_slots), padded(dim)
+    num_segments = (num_tokens + segment - 1) // segment
+    num_memories = 2 * (num_segments + segment + 1 + 1)
+    return work_size(slots, dims) + num_memories * slots * dims + (segment + 2) * record_size(slots, dims)
+
+
+_padded, _work_size, _record_size = inline(padded), inline(work_size), inline(record_size)
+
+
+@inline
+def work_field(field, slots):
+    return field * slots
+
+
+@inline
+def dim_field(record, field, dims):
+    return record + field * dims
+
+
+@inline
+def slot_field(record, field, slots, dims):
+    return record + NUM_DIM_FIELDS * dims + field * slots
+
+
+@inline
+def scalar_field(record, field, slots, dims):
+    return record + NUM_DIM_FIELDS * dims + NUM_SLOT_FIELDS * slots + field
+
+
+# Copying between tensors and scratch
+
+
+@inline
+def copy(destination, to, source, start, count):
+    whole = count // WIDTH * WIDTH
+    for i in range(0, whole, WIDTH):
+        store(destination, to + i, load(source, start + i))
+    for i in range(whole, count):
+        store_one(destination, to + i, load_one(source, start + i))
+
+
+@inline
+def fill(scratch, to, count, value):
+    for i in range(to, to + count):
+        store_one(scratch, i, value)
+
+
+@inline
+def load_memory(scratch, to, tensor, strides, batch, head, shape):
+    num_slots, dim, slots, _ = shape
+    start = batch * strides[0] + head * strides[1]
+    fill(scratch, to, slots * shape[3], 0)
+    for m in range(num_slots):
+        for d in range(dim):
+            number = load_one(tensor, start + m * strides[2] + d * strides[3])
+            store_one(scratch, to + d * slots + m, number)
+
+
+@inline
+def save_memory(scratch, source, tensor, row, shape):
+    num_slots, dim, slots, _ = shape
+    start = row * num_slots * dim
+    for m in range(num_slots):
+        for d in range(dim):
+            store_one(tensor, start + m * dim + d, load_one(scratch, source + d * slots + m))
+
+
+@inline
+def load_token(scratch, record, tokens, strides, batch, time, head, shape):
+    """Copy one token of query, key, value, target, forget gate and step size into a record."""
+    num_slots, dim, slots, dims = shape
+    query, key, value, target, forget, step_size = tokens
+    at = strides[:, 0] * batch + strides[:, 1] * time + strides[:, 2] * head
+    copy(scratch, dim_field(record, QUERY, dims), query, at[0], dim)
+    copy(scratch, dim_field(record, KEY, dims), key, at[1], dim)
+    copy(scratch, dim_field(record, VALUE, dims), value, at[2], dim)
+    copy(scratch, slot_field(record, TARGET, slots, dims), target, at[3], num_slots)
+    store_one(scratch, scalar_field(record, FORGET, slots, dims), load_one(forget, at[4]))
+    store_one(scratch, scalar_field(record, STEP, slots, dims), load_one(step_size, at[5]))
+
+
+# Activations
+
+
+def exponential(x):
+    """Return exp of every lane to an ulp or two, with its limits at both infinities, and nan from nan."""
+
+
+@overload(exponential, jit_options={"forceinline": True, "error_model": "numpy"})
+def _exponential(x):
+    # exp(x) = 2 ** n exp(r) with |r| <= log(2) / 2, and exp(r) by its Taylor series up to the last term that counts.
+    # log(2) comes in two parts, the first so short that n times it is exact; adding and taking away magic rounds.
+    if x.scalar.bitwidth == 32:
+        lowest, highest, magic = -105.0, 90.0, 1.5 * 2**23
+        minus_log_2_high, minus_log_2_low = -0.693359375, 2.12194440e-4
+        a, b, c, d, e, f = (1 / math.factorial(k) for k in (7, 6, 5, 4, 3, 2))
+
+        def run(x):
+            x = clamp(x, lowest, highest)
+            shifted = multiply_add(x, LOG2_E, magic)
+            n = shifted - magic
+            r = multiply_add(n, minus_log_2_low, multiply_add(n, minus_log_2_high, x))
+            p = multiply_add(multiply_add(multiply_add(r, a, b), r, c), r, d)
+            p = multiply_add(multiply_add(multiply_add(p, r, e), r, f), r, 1.0)
+            return scale_by_power(multiply_add(p, r, 1.0), shifted, magic)
+
+    else:
+        lowest, highest, magic = -750.0, 720.0, 1.5 * 2**52
+        minus_log_2_high, minus_log_2_low = -6.93145751953125e-1, -1.42860682030941723212e-6
+        series = tuple(1 / math.factorial(k) for k in range(13, -1, -1))
+
+        def run(x):
+            x = clamp(x, lowest, highest)
+            shifted = multiply_add(x, LOG2_E, magic)
+            n = shifted - magic
+            r = multiply_add(n, minus_log_2_low, multiply_add(n, minus_log_2_high, x))
+            p = multiply_add(r, series[0], series[1])
+            for k in range(2, 14):
+                p = multiply_add(p, r, series[k])
+            return scale_by_power(p, shifted, magic)
+
+    return run
+
+
+@inline
+def sigmoid(z):
+    return 1.0 / (exponential(z * -1.0) + 1.0)
+
+
+@inline
+def silu_slope(z, gate):
+    """Return the derivative of silu, given ``gate = sigmoid(z)``."""
+    return multiply_add(z * gate, 1.0 - gate, gate)
+
+
+@inline
+def silu_curvature(z, gate):
+    """Return the second derivative of silu, given ``gate = sigmoid(z)``."""
+    return gate * (1.0 - gate) * multiply_add(z, multiply_add(gate, -2.0, 1.0), 2.0)
+
+
+@inline
+def zero(scratch):
+    return repeat(load_one(scratch, 0)) * 0.0
+
+
+@inline
+def centre_silu(scratch, z_at, gate_at, slots, num_slots, epsilon):
+    """Put ``silu(z) - mean`` into CENTRED and return the inverse of its standard deviation."""
+    total = zero(scratch)
+    for j in range(0, slots, WIDTH):
+        total = multiply_add(load(scratch, z_at + j), load(scratch, gate_at + j), total)
+    mean = sum_lanes(total) / num_slots
+    total = zero(scratch)
+    for j in range(0, slots, WIDTH):
+        c = multiply_add(load(scratch, z_at + j), load(scratch, gate_at + j), -mean) * load(scratch, j)
+        store(scratch, work_field(CENTRED, slots) + j, c)
+        total = multiply_add(c, c, total)
+    return 1.0 / math.sqrt(sum_lanes(total) / num_slots + epsilon)
+
+
+@inline
+def sum_residuals(scratch, target, slots, rho):
+    """Return the sums of ``e`` and ``e n`` over slots, from CENTRED."""
+    total, along = zero(scratch), zero(scratch)
+    for j in range(0, slots, WIDTH):
+        n = load(scratch, work_field(CENTRED, slots) + j) * rho
+        e = n - load(scratch, target + j)
+        total += e
+        along = multiply_add(e, n, along)
+    return sum_lanes(total), sum_lanes(along)
+
+
+@inline
+def write_gradient(scratch, z_at, gate_at, target, u_at, shape, write_activation, epsilon):
+    """Compute u from z and the target, and the sigmoid of z that its backward pass needs again."""
+    num_slots, _, slots, _ = shape
+    if write_activation == IDENTITY:
+        for j in range(0, slots, WIDTH):
+            store(scratch, u_at + j, load(scratch, z_at + j) - load(scratch, target + j))
+        return
+    for j in range(0, slots, WIDTH):
+        z = load(scratch, z_at + j)
+        gate = sigmoid(z)
+        store(scratch, gate_at + j, gate)
+        store(scratch, u_at + j, silu_slope(z, gate) * (z * gate - load(scratch, target + j)))
+    if write_activation == LN_SILU:
+        rho = centre_silu(scratch, z_at, gate_at, slots, num_slots, epsilon)
+        total, along = sum_residuals(scratch, target, slots, rho)
+        mean, p = total / num_slots, along / num_slots
+        for j in range(0, slots, WIDTH):
+            n = load(scratch, work_field(CENTRED, slots) + j) * rho
+            h = (n - load(scratch, target + j) - mean - n * p) * load(scratch, j)
+            slope = silu_slope(load(scratch, z_at + j), load(scratch, gate_at + j))
+            store(scratch, u_at + j, slope * rho * h)
+
+
+@inline
+def write_gradient_backward(
+    scratch, z_at, gate_at, target, gw, step, zbar_at, shape, write_activation, second_order, epsilon
+):
+    """Turn ``ubar = -g G w`` into zbar, and add to ABAR."""
+    num_slots, _, slots, _ = shape
+    abar_at = work_field(ABAR, slots)
+    if write_activation == IDENTITY:
+        for j in range(0, slots, WIDTH):
+            ubar = load(scratch, gw + j) * -step
+            store(scratch, zbar_at + j, ubar)
+            store(scratch, abar_at + j, load(scratch, abar_at + j) - ubar)
+    elif write_activation == SILU:
+        for j in range(0, slots, WIDTH):
+            z, gate = load(scratch, z_at + j), load(scratch, gate_at + j)
+            ubar = load(scratch, gw + j) * -step
+            slope = silu_slope(z, gate)
+            residual = z * gate - load(scratch, target + j)
+            zbar = ubar * multiply_add(silu_curvature(z, gate), residual, slope * slope)
+            store(scratch, zbar_at + j, zbar)
+            store(scratch, abar_at + j, multiply_add(ubar * -1.0, slope, load(scratch, abar_at + j)))
+    else:
+        ln_silu_backward(scratch, z_at, gate_at, target, gw, step, zbar_at, slots, num_slots, epsilon)
+    if not second_order:
+        fill(scratch, zbar_at, slots, 0)
+
+
+@inline
+def ln_silu_backward(scratch, z_at, gate_at, target, gw, step, zbar_at, slots, num_slots, epsilon):
+    abar_at, centred, weighted = (
+        work_field(ABAR, slots),
+        work_field(CENTRED, slots),
+        work_field(WEIGHTED, slots),
+    )
+    rho = centre_silu(scratch, z_at, gate_at, slots, num_slots, epsilon)
+    total, along = sum_residuals(scratch, target, slots, rho)
+    mean, p = total / num_slots, along / num_slots
+    total, along, sum_xh = zero(scratch), zero(scratch), zero(scratch)
+    for j in range(0, slots, WIDTH):
+        n = load(scratch, centred + j) * rho
+        x = silu_slope(load(scratch, z_at + j), load(scratch, gate_at + j)) * (load(scratch, gw + j) * -step)
+        h = n - load(scratch, target + j) - mean - n * p
+        total += x
+        along = multiply_add(x, n, along)
+        sum_xh = multiply_add(x, h, sum_xh)
+        store(scratch, weighted + j, x)
+    mean_hbar, pbar = rho * sum_lanes(total) / num_slots, -rho * sum_lanes(along)
+    total, along = zero(scratch), zero(scratch)
+    for j in range(0, slots, WIDTH):
+        mask, c = load(scratch, j), load(scratch, centred + j)
+        n = c * rho
+        hbar = load(scratch, weighted + j) * rho
+        ebar = (hbar - mean_hbar + n * (pbar / num_slots)) * mask
+        nbar = ebar - hbar * p + (n - load(scratch, target + j)) * (pbar / num_slots)
+        store(scratch, abar_at + j, load(scratch, abar_at + j) - ebar)
+        store(scratch, weighted + j, nbar)
+        total += nbar
+        along = multiply_add(nbar, c, along)
+    # c sums to zero, so the mean of cbar is rho times that of nbar.
+    rhobar, mean_cbar = sum_lanes(sum_xh) + sum_lanes(along), rho * sum_lanes(total) / num_slots
+    for j in range(0, slots, WIDTH):
+        z, gate, c = load(scratch, z_at + j), load(scratch, gate_at + j), load(scratch, centred + j)
+        n = c * rho
+        h = n - load(scratch, target + j) - mean - n * p
+        cbar = load(scratch, weighted + j) * rho - c * (rho * rho * rho * rhobar / num_slots)
+        zbar = silu_slope(z, gate) * (cbar - mean_cbar)
+        zbar += silu_curvature(z, gate) * rho * h * (load(scratch, gw + j) * -step)
+        store(scratch, zbar_at + j, zbar * load(scratch, j))
+
+
+@inline
+def read(scratch, record, shape, read_activation):
+    """Compute ``r = f(yhat)`` and return what f scaled by: the inverse of a standard deviation or length, or 1."""
+    num_slots, _, slots, dims = shape
+    yhat, gate_at, r_at = (
+        slot_field(record, YHAT, slots, dims),
+        slot_field(record, YHAT_GATE, slots, dims),
+        slot_field(record, R, slots, dims),
+    )
+    if read_activation == READ_SOFTMAX:
+        scale = softmax(scratch, yhat, r_at, slots)
+        for j in range(0, slots, WIDTH):
+            store(scratch, r_at + j, load(scratch, r_at + j) * scale)
+        return 1.0
+    squares = zero(scratch)
+    for j in range(0, slots, WIDTH):
+        z = load(scratch, yhat + j)
+        gate = sigmoid(z)
+        store(scratch, gate_at + j, gate)
+        squares = multiply_add(z * gate, z * gate, squares)
+    if read_activation == READ_L2_SILU:
+        scale = 1.0 / math.sqrt(sum_lanes(squares) + READ_EPSILON)
+        for j in range(0, slots, WIDTH):
+            store(scratch, r_at + j, load(scratch, yhat + j) * load(scratch, gate_at + j) * scale)
+    else:
+        scale = centre_silu(scratch, yhat, gate_at, slots, num_slots, READ_EPSILON)
+        for j in range(0, slots, WIDTH):
+            store(scratch, r_at + j, load(scratch, work_field(CENTRED, slots) + j) * scale)
+    return scale
+
+
+@inline
+def softmax(scratch, yhat, r_at, slots):
+    """Put the exponentials into r and return what makes their sum 1."""
+    # Padding holds zeros, which may join the search: the maximum only guards against overflow, and any upper bound
+    # near it serves unless all exponentials underflow; so padding takes the first slot's place instead.
+    largest = repeat(load_one(scratch, yhat))
+    for j in range(0, slots, WIDTH):
+        mask = load(scratch, j)
+        candidates = load(scratch, yhat + j) * mask + (1.0 - mask) * load_one(scratch, yhat)
+        largest = maximum(candidates, largest)
+    top = largest_lane(largest)
+    total = zero(scratch)
+    for j in range(0, slots, WIDTH):
+        weight = exponential(load(scratch, yhat + j) - top) * load(scratch, j)
+        store(scratch, r_at + j, weight)
+        total += weight
+    return 1.0 / sum_lanes(total)
+
+
+@inline
+def read_backward(scratch, record, scale, shape, read_activation):
+    """Turn the gradient of r into that of yhat."""
+    num_slots, _, slots, dims = shape
+    yhat, gate_at, r_at, rbar_at, yhatbar = (
+        slot_field(record, YHAT, slots, dims),
+        slot_field(record, YHAT_GATE, slots, dims),
+        slot_field(record, R, slots, dims),
+        slot_field(record, RBAR, slots, dims),
+        slot_field(record, YHATBAR, slots, dims),
+    )
+    total, along = zero(scratch), zero(scratch)
+    for j in range(0, slots, WIDTH):
+        rbar = load(scratch, rbar_at + j)
+        total += rbar
+        along = multiply_add(rbar, load(scratch, r_at + j), along)
+    dot = sum_lanes(along)
+    if read_activation == READ_SOFTMAX:
+        for j in range(0, slots, WIDTH):
+            store(scratch, yhatbar + j, load(scratch, r_at + j) * (load(scratch, rbar_at + j) - dot))
+        return
+    mean = 0.0
+    if read_activation == READ_LN_SILU:
+        mean, dot = sum_lanes(total) / num_slots, dot / num_slots
+    for j in range(0, slots, WIDTH):
+        sbar = (load(scratch, rbar_at + j) - mean - load(scratch, r_at + j) * dot) * scale
+        slope = silu_slope(load(scratch, yhat + j), load(scratch, gate_at + j))
+        store(scratch, yhatbar + j, slope * sbar * load(scratch, j))
+
+
+# Sweeps over a memory: everything that costs M D operations. Each loads and stores a memory once.
+
+
+@inline
+def multiply(scratch, memory, w, to, slots, dims):
+    """Compute ``S w``."""
+    for j in range(0, slots, WIDTH):
+        total = zero(scratch)
+        for d in range(dims):
+            total = multiply_add(load(scratch, memory + d * slots + j), load_one(scratch, w + d), total)
+        store(scratch, to + j, total)
+
+
+@inline
+def scale_to(scratch, vector, factor, to, slots):
+    for j in range(0, slots, WIDTH):
+        store(scratch, to + j, load(scratch, vector + j) * factor)
+
+
+@inline
+def write_and_multiply(scratch, memory, to, forget, scaled, w, x, sx, next_w, next_z, slots, dims):
+    """Compute ``S' = b S + scaled w^T`` and, while it is at hand, ``S' x`` and the next token's ``S' w``."""
+    for j in range(0, slots, WIDTH):
+        g = load(scratch, scaled + j)
+        sx_even, sx_odd, z_even, z_odd = zero(scratch), zero(scratch), zero(scratch), zero(scratch)
+        for d in range(0, dims, 2):
+            at = d * slots + j
+            even = load(scratch, memory + at)
+            odd = load(scratch, memory + at + slots)
+            even = multiply_add(g, load_one(scratch, w + d), even * forget)
+            odd = multiply_add(g, load_one(scratch, w + d + 1), odd * forget)
+            store(scratch, to + at, even)
+            store(scratch, to + at + slots, odd)
+            sx_even = multiply_add(even, load_one(scratch, x + d), sx_even)
+            sx_odd = multiply_add(odd, load_one(scratch, x + d + 1), sx_odd)
+            z_even = multiply_add(even, load_one(scratch, next_w + d), z_even)
+            z_odd = multiply_add(odd, load_one(scratch, next_w + d + 1), z_odd)
+        store(scratch, sx + j, sx_even + sx_odd)
+        store(scratch, next_z + j, z_even + z_odd)
+
+
+@inline
+def write_and_read(scratch, memory, forget, scaled, w, r, y, next_w, next_z, slots, dims):
+    """Compute ``S = b S + scaled w^T`` in place and, while it is at hand, ``S^T r`` and the next token's ``S w``."""
+    fill_zero(scratch, next_z, slots)
+    for d in range(0, dims, WIDTH):
+        y_0 = y_1 = y_2 = y_3 = y_4 = y_5 = y_6 = y_7 = zero(scratch)
+        for j in range(0, slots, WIDTH):
+            at = memory + d * slots + j
+            g, r_j, z = load(scratch, scaled + j), load(scratch, r + j), load(scratch, next_z + j)
+            y_0, z = write_and_read_one(scratch, at, forget, g, w + d, r_j, y_0, next_w + d, z)
+            y_1, z = write_and_read_one(scratch, at + slots, forget, g, w + d + 1, r_j, y_1, next_w + d + 1, z)
+            y_2, z = write_and_read_one(scratch, at + 2 * slots, forget, g, w + d + 2, r_j, y_2, next_w + d + 2, z)
+            y_3, z = write_and_read_one(scratch, at + 3 * slots, forget, g, w + d + 3, r_j, y_3, next_w + d + 3, z)
+            y_4, z = write_and_read_one(scratch, at + 4 * slots, forget, g, w + d + 4, r_j, y_4, next_w + d + 4, z)
+            y_5, z = write_and_read_one(scratch, at + 5 * slots, forget, g, w + d + 5, r_j, y_5, next_w + d + 5, z)
+            y_6, z = write_and_read_one(scratch, at + 6 * slots, forget, g, w + d + 6, r_j, y_6, next_w + d + 6, z)
+            y_7, z = write_and_read_one(scratch, at + 7 * slots, forget, g, w + d + 7, r_j, y_7, next_w + d + 7, z)
+            store(scratch, next_z + j, z)
+        store(scratch, y + d, sum_each(y_0, y_1, y_2, y_3, y_4, y_5, y_6, y_7))
+
+
+@inline
+def fill_zero(scratch, to, slots):
+    for j in range(0, slots, WIDTH):
+        store(scratch, to + j, zero(scratch))
+
+
+@inline
+def write_and_read_one(scratch, at, forget, g, w, r, y, next_w, z):
+    s = multiply_add(g, load_one(scratch, w), load(scratch, at) * forget)
+    store(scratch, at, s)
+    return multiply_add(s, r, y), multiply_add(s, load_one(scratch, next_w), z)
+
+
+@inline
+def pull_back(
+    scratch, gradient, memory, earlier_memory, forget, scaled, zbar, w, earlier_xbar, earlier_x, earlier_w,
+    gw, both, slots, dims,
+):
+    """Carry G from one token's write back to the read before it.
+
+    ``memory`` is the one before the write, ``earlier_memory`` the one before that. Computes, while all are at hand,
+    ``wbar = G^T scaled + S^T zbar``, the new ``G' = b G + zbar w^T + earlier_xbar earlier_x^T``, the read's
+    ``S^T earlier_xbar``, and of the write before it ``G' earlier_w`` and ``<G', earlier S>``, which is returned.
+    The two results over dim go to ``both`` in alternating groups of four.
+    """
+    fill_zero(scratch, gw, slots)
+    inner = zero(scratch)
+    for d in range(0, dims, 4):
+        w_0 = w_1 = w_2 = w_3 = x_0 = x_1 = x_2 = x_3 = zero(scratch)
+        for j in range(0, slots, WIDTH):
+            at = d * slots + j
+            u, zb, xb, z = (
+                load(scratch, scaled + j),
+                load(scratch, zbar + j),
+                load(scratch, earlier_xbar + j),
+                load(scratch, gw + j),
+            )
+            w_0, x_0, z, inner = pull_back_one(
+                scratch, gradient + at, memory + at, earlier_memory + at, forget, u, zb, xb,
+                w + d, earlier_x + d, earlier_w + d, w_0, x_0, z, inner,
+            )
+            at += slots
+            w_1, x_1, z, inner = pull_back_one(
+                scratch, gradient + at, memory + at, earlier_memory + at, forget, u, zb, xb,
+                w + d + 1, earlier_x + d + 1, earlier_w + d + 1, w_1, x_1, z, inner,
+            )
+            at += slots
+            w_2, x_2, z, inner = pull_back_one(
+                scratch, gradient + at, memory + at, earlier_memory + at, forget, u, zb, xb,
+                w + d + 2, earlier_x + d + 2, earlier_w + d + 2, w_2, x_2, z, inner,
+            )
+            at += slots
+            w_3, x_3, z, inner = pull_back_one(
+                scratch, gradient + at, memory + at, earlier_memory + at, forget, u, zb, xb,
+                w + d + 3, earlier_x + d + 3, earlier_w + d + 3, w_3, x_3, z, inner,
+            )
+            store(scratch, gw + j, z)
+        store(scratch, both + 2 * d, sum_each(w_0, w_1, w_2, w_3, x_0, x_1, x_2, x_3))
+    return sum_lanes(inner)
+
+
+@inline
+def pull_back_one(scratch, gradient, memory, earlier, forget, u, zb, xb, w, x, earlier_w, wbar, xbar, gw, inner):
+    g, s = load(scratch, gradient), load(scratch, memory)
+    wbar = multiply_add(g, u, multiply_add(s, zb, wbar))
+    xbar = multiply_add(s, xb, xbar)
+    g = multiply_add(zb, load_one(scratch, w), multiply_add(xb, load_one(scratch, x), g * forget))
+    store(scratch, gradient, g)
+    gw = multiply_add(g, load_one(scratch, earlier_w), gw)
+    return wbar, xbar, gw, multiply_add(g, load(scratch, earlier), inner)
+
+
+# Rows
+
+
+@inline
+def start_scratch(scratch, num_slots, slots):
+    """Set the mask; everything else that must be zero is zero in fresh scratch."""
+    for j in range(num_slots):
+        store_one(scratch, work_field(MASK, slots) + j, 1)
+
+
+def forward_rows(
+    tokens, token_strides, states, state_strides, output, final_states, sizes, activations, epsilon, scratch,
+    first_row, last_row,
+):
+    num_tokens, num_heads, num_slots, dim = sizes
+    write_activation, read_activation = activations
+    slots, dims = _padded(num_slots), _padded(dim)
+    shape = (num_slots, dim, slots, dims)
+    start_scratch(scratch, num_slots, slots)
+    key_memory = _work_size(slots, dims)
+    value_memory = key_memory + slots * dims
+    ring = value_memory + slots * dims
+    for row in range(first_row, last_row):
+        batch, head = row // num_heads, row % num_heads
+        load_memory(scratch, key_memory, states[0], state_strides[0], batch, head, shape)
+        load_memory(scratch, value_memory, states[1], state_strides[1], batch, head, shape)
+        load_token(scratch, ring, tokens, token_strides, batch, 0, head, shape)
+        multiply(scratch, key_memory, dim_field(ring, KEY, dims), slot_field(ring, KEY_Z, slots, dims), slots, dims)
+        multiply(scratch, value_memory, dim_field(ring, VALUE, dims), slot_field(ring, VALUE_Z, slots, dims), slots, dims)
+        for time in range(num_tokens):
+            record = ring + (time % 2) * _record_size(slots, dims)
+            following = ring + ((time + 1) % 2) * _record_size(slots, dims)
+            # After the last token the sweeps prepare one that never comes; the last itself stands in.
+            load_token(
+                scratch, following, tokens, token_strides, batch, min(time + 1, num_tokens - 1), head, shape
+            )
+            forget, scaled_key, scaled_value = write_vectors(scratch, record, shape, write_activation, epsilon)
+            write_and_multiply(
+                scratch, key_memory, key_memory, forget, scaled_key, dim_field(record, KEY, dims),
+                dim_field(record, QUERY, dims), slot_field(record, YHAT, slots, dims),
+                dim_field(following, KEY, dims), slot_field(following, KEY_Z, slots, dims), slots, dims,
+            )
+            read(scratch, record, shape, read_activation)
+            write_and_read(
+                scratch, value_memory, forget, scaled_value, dim_field(record, VALUE, dims),
+                slot_field(record, R, slots, dims), dim_field(record, OUTPUT, dims),
+                dim_field(following, VALUE, dims), slot_field(following, VALUE_Z, slots, dims), slots, dims,
+            )
+            copy(output, ((batch * num_tokens + time) * num_heads + head) * dim, scratch,
+                 dim_field(record, OUTPUT, dims), dim)
+        save_memory(scratch, key_memory, final_states[0], row, shape)
+        save_memory(scratch, value_memory, final_states[1], row, shape)
+
+
+@inline
+def write_vectors(scratch, record, shape, write_activation, epsilon):
+    """Compute both passes' u, and ``-g u`` into KEY_SCALED and VALUE_SCALED; return b and where those are."""
+    _, _, slots, dims = shape
+    target = slot_field(record, TARGET, slots, dims)
+    minus_step = -load_one(scratch, scalar_field(record, STEP, slots, dims))
+    for i in range(2):
+        z, gate = slot_field(record, KEY_Z + i, slots, dims), slot_field(record, KEY_GATE + i, slots, dims)
+        u = slot_field(record, KEY_U + i, slots, dims)
+        write_gradient(scratch, z, gate, target, u, shape, write_activation, epsilon)
+        scale_to(scratch, u, minus_step, work_field(KEY_SCALED + i, slots), slots)
+    forget = load_one(scratch, scalar_field(record, FORGET, slots, dims))
+    return forget, work_field(KEY_SCALED, slots), work_field(VALUE_SCALED, slots)
+
+
+@inline
+def replay(scratch, states, state_stride, records, count, shape, activations, epsilon, keep):
+    """Run the writes of ``count`` recorded tokens, storing states ``state_stride`` apart; 0 keeps the last only.
+
+    With ``keep``, also compute what the way back needs of the reads.
+    """
+    write_activation, read_activation = activations
+    _, _, slots, dims = shape
+    size = slots * dims
+    multiply(scratch, states, dim_field(records, KEY, dims), slot_field(records, KEY_Z, slots, dims), slots, dims)
+    multiply(scratch, states + size, dim_field(records, VALUE, dims), slot_field(records, VALUE_Z, slots, dims), slots, dims)
+    for i in range(count):
+        record = records + i * _record_size(slots, dims)
+        following = record + _record_size(slots, dims)
+        state = states + i * state_stride
+        forget, scaled_key, scaled_value = write_vectors(scratch, record, shape, write_activation, epsilon)
+        write_and_multiply(
+            scratch, state, state + state_stride, forget, scaled_key, dim_field(record, KEY, dims),
+            dim_field(record, QUERY, dims), slot_field(record, YHAT, slots, dims),
+            dim_field(following, KEY, dims), slot_field(following, KEY_Z, slots, dims), slots, dims,
+        )
+        write_and_multiply(
+            scratch, state + size, state + size + state_stride, forget, scaled_value, dim_field(record, VALUE, dims),
+            dim_field(record, OUTPUT, dims), slot_field(record, RBAR, slots, dims),
+            dim_field(following, VALUE, dims), slot_field(following, VALUE_Z, slots, dims), slots, dims,
+        )
+        if keep:
+            scale = read(scratch, record, shape, read_activation)
+            read_backward(scratch, record, scale, shape, read_activation)
+
+
+@inline
+def load_segment(scratch, records, tokens, token_strides, output_gradient, output_strides, batch, head, first, count,
+                 shape):
+    _, dim, slots, dims = shape
+    for i in range(count):
+        record = records + i * _record_size(slots, dims)
+        load_token(scratch, record, tokens, token_strides, batch, first + i, head, shape)
+        start = batch * output_strides[0] + (first + i) * output_strides[1] + head * output_strides[2]
+        copy(scratch, dim_field(record, OUTPUT, dims), output_gradient, start, dim)
+
+
+def backward_rows(
+    tokens, token_strides, states, state_strides, output_gradient, output_strides, final_gradients, final_strides,
+    token_gradients, state_gradients, sizes, activations, second_order, epsilon, segment, scratch, first_row, last_row,
+):
+    num_tokens, num_heads, num_slots, dim = sizes
+    slots, dims = _padded(num_slots), _padded(dim)
+    shape = (num_slots, dim, slots, dims)
+    start_scratch(scratch, num_slots, slots)
+    size = slots * dims
+    num_segments = (num_tokens + segment - 1) // segment
+    gradients = _work_size(slots, dims)
+    checkpoints = gradients + 2 * size
+    # The last checkpoint is the first state of the segment that is worked on.
+    null = checkpoints + 2 * size * (num_segments + segment + 1)
+    records = null + _record_size(slots, dims)
+    store_one(scratch, scalar_field(null, FORGET, slots, dims), 1)
+    for row in range(first_row, last_row):
+        batch, head = row // num_heads, row % num_heads
+        load_memory(scratch, checkpoints, states[0], state_strides[0], batch, head, shape)
+        load_memory(scratch, checkpoints + size, states[1], state_strides[1], batch, head, shape)
+        for i in range(num_segments - 1):
+            checkpoint = checkpoints + 2 * size * i
+            for j in range(0, 2 * size, WIDTH):
+                store(scratch, checkpoint + 2 * size + j, load(scratch, checkpoint + j))
+            load_segment(scratch, records, tokens, token_strides, output_gradient, output_strides, batch, head,
+                         i * segment, segment, shape)
+            replay(scratch, checkpoint + 2 * size, 0, records, segment, shape, activations, epsilon, False)
+        load_memory(scratch, gradients, final_gradients[0], final_strides[0], batch, head, shape)
+        load_memory(scratch, gradients + size, final_gradients[1], final_strides[1], batch, head, shape)
+        for i in range(num_segments - 1, -1, -1):
+            first = i * segment
+            count = min(segment, num_tokens - first)
+            checkpoint = checkpoints + 2 * size * i
+            load_segment(scratch, records, tokens, token_strides, output_gradient, output_strides, batch, head,
+                         first, count, shape)
+            replay(scratch, checkpoint, 2 * size, records, count, shape, activations, epsilon, True)
+            backward_segment(scratch, gradients, checkpoint, null, count, token_gradients, batch, first, head,
+                             sizes, shape, activations, second_order, epsilon)
+        if len(state_gradients[0]):
+            save_memory(scratch, gradients, state_gradients[0], row, shape)
+            save_memory(scratch, gradients + size, state_gradients[1], row, shape)
+
+
+@inline
+def backward_segment(scratch, gradients, states, null, count, token_gradients, batch, first, head, sizes, shape,
+                     activations, second_order, epsilon):
+    """Walk from the segment's last token to its first; ``null``, a token that does nothing, stands at both ends."""
+    _, _, slots, dims = shape
+    size = slots * dims
+    fill_zero(scratch, work_field(KEY_SCALED, slots), 4 * slots)  # and VALUE_SCALED, KEY_ZBAR, VALUE_ZBAR
+    both = NUM_WORK_SLOT_FIELDS * slots
+    record = null
+    for i in range(count, -1, -1):
+        earlier = null + i * _record_size(slots, dims)
+        state = states + i * 2 * size
+        earlier_state = states + max(i - 1, 0) * 2 * size
+        forget = load_one(scratch, scalar_field(record, FORGET, slots, dims))
+        key_inner = pull_back(
+            scratch, gradients, state, earlier_state, forget, work_field(KEY_SCALED, slots),
+            work_field(KEY_ZBAR, slots), dim_field(record, KEY, dims), slot_field(earlier, YHATBAR, slots, dims),
+            dim_field(earlier, QUERY, dims), dim_field(earlier, KEY, dims), work_field(KEY_GW, slots), both,
+            slots, dims,
+        )
+        value_inner = pull_back(
+            scratch, gradients + size, state + size, earlier_state + size, forget, work_field(VALUE_SCALED, slots),
+            work_field(VALUE_ZBAR, slots), dim_field(record, VALUE, dims), slot_field(earlier, R, slots, dims),
+            dim_field(earlier, OUTPUT, dims), dim_field(earlier, VALUE, dims), work_field(VALUE_GW, slots),
+            both + 2 * dims, slots, dims,
+        )
+        num_tokens, num_heads, num_slots, dim = sizes
+        if i < count:
+            at = (batch * num_tokens + first + i) * num_heads + head
+            save_fours(token_gradients[1], at * dim, scratch, both, dim)
+            save_fours(token_gradients[2], at * dim, scratch, both + 2 * dims, dim)
+        if i > 0:
+            at = (batch * num_tokens + first + i - 1) * num_heads + head
+            save_fours(token_gradients[0], at * dim, scratch, both + 4, dim)
+            dot = token_backward(scratch, earlier, shape, activations[0], second_order, epsilon)
+            copy(token_gradients[3], at * num_slots, scratch, work_field(ABAR, slots), num_slots)
+            earlier_forget = load_one(scratch, scalar_field(earlier, FORGET, slots, dims))
+            store_one(token_gradients[4], at, earlier_forget * (key_inner + value_inner))
+            store_one(token_gradients[5], at, -dot)
+        record = earlier
+
+
+@inline
+def token_backward(scratch, record, shape, write_activation, second_order, epsilon):
+    """Compute, of one token's two writes, zbar, ``-g u`` and ABAR from ``G w``; return the sum of their ``u . G w``."""
+    _, _, slots, dims = shape
+    step = load_one(scratch, scalar_field(record, STEP, slots, dims))
+    target = slot_field(record, TARGET, slots, dims)
+    fill_zero(scratch, work_field(ABAR, slots), slots)
+    dot = zero(scratch)
+    for i in range(2):
+        z, gate = slot_field(record, KEY_Z + i, slots, dims), slot_field(record, KEY_GATE + i, slots, dims)
+        u, gw = slot_field(record, KEY_U + i, slots, dims), work_field(KEY_GW + i, slots)
+        for j in range(0, slots, WIDTH):
+            dot = multiply_add(load(scratch, u + j), load(scratch, gw + j), dot)
+        scale_to(scratch, u, -step, work_field(KEY_SCALED + i, slots), slots)
+        write_gradient_backward(
+            scratch, z, gate, target, gw, step, work_field(KEY_ZBAR + i, slots), shape, write_activation,
+            second_order, epsilon,
+        )
+    return sum_lanes(dot)
+
+
+@inline
+def save_fours(tensor, start, scratch, source, count):
+    """Copy numbers that lie in every other group of four."""
+    for d in range(count):
+        store_one(tensor, start + d, load_one(scratch, source + d // 4 * 8 + d % 4))
