@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 
-from numba import njit
+from numba import njit, types
 from numba.extending import overload
 
 from trellis_ts.kernels.memory.cpu_vectors import (
@@ -25,6 +25,7 @@ from trellis_ts.kernels.memory.cpu_vectors import (
     multiply_add,
     repeat,
     scale_by_power,
+    square_root,
     store,
     store_one,
     sum_each,
@@ -38,9 +39,10 @@ LOG2_E = math.log2(math.e)
 IDENTITY, SILU, LN_SILU = range(3)
 READ_LN_SILU, READ_L2_SILU, READ_SOFTMAX = range(3)
 
-# At the start of scratch, vectors over slots: 1 where there is a slot and 0 in padding, then what one token needs.
-MASK, ABAR, CENTRED, WEIGHTED, KEY_SCALED, VALUE_SCALED, KEY_ZBAR, VALUE_ZBAR, KEY_GW, VALUE_GW = range(10)
-NUM_WORK_SLOT_FIELDS = 10
+# At the start of scratch, vectors over slots: 1 where there is a slot and 0 in padding, and the same divided by their
+# number; then what one token needs.
+MASK, MEAN, ABAR, CENTRED, WEIGHTED, KEY_SCALED, VALUE_SCALED, KEY_ZBAR, VALUE_ZBAR, KEY_GW, VALUE_GW = range(11)
+NUM_WORK_SLOT_FIELDS = 11
 # After those, gradients over dim, twice dim numbers each: those of key and query, and those of value.
 NUM_WORK_DIM_FIELDS = 4
 
@@ -51,12 +53,22 @@ TARGET, KEY_Z, VALUE_Z, KEY_GATE, VALUE_GATE, KEY_U, VALUE_U, YHAT, YHAT_GATE, Y
 NUM_SLOT_FIELDS = 12
 FORGET, STEP = range(2)
 
+# Small parts disappear into their callers; the larger ones stay functions, or compiling would take a minute.
 inline = njit(forceinline=True, error_model="numpy")
+function = njit(error_model="numpy")
 
 
-def compiled(signature):
-    """Return a decorator that compiles for one signature now, or finds the result in Numba's cache."""
-    return njit(signature, cache=True, nogil=True, error_model="numpy")
+def build(scalar, *, cache=True):
+    """Compile both passes for ``numba.float32`` or ``numba.float64``, or find them in Numba's cache."""
+    array, matrix = types.Array(scalar, 1, "C"), types.Array(types.int64, 2, "C")
+    pair, six, counts = types.UniTuple(array, 2), types.UniTuple(array, 6), types.UniTuple(types.int64, 4)
+    inputs = (six, matrix, pair, matrix)
+    settings = (counts, types.UniTuple(types.int64, 2), types.boolean, scalar, types.int64)
+    work = (array, types.int64, types.int64)
+    options = {"cache": cache, "nogil": True, "error_model": "numpy"}
+    forward = types.void(*inputs, array, pair, *settings, *work)
+    backward = types.void(*inputs, array, matrix, pair, matrix, six, pair, *settings, *work)
+    return njit(forward, **options)(forward_rows), njit(backward, **options)(backward_rows)
 
 
 def padded(size: int) -> int:
@@ -70,6 +82,11 @@ def work_size(slots, dims):
 
 def record_size(slots, dims):
     return NUM_DIM_FIELDS * dims + NUM_SLOT_FIELDS * slots + WIDTH
+
+
+def states_size(num_slots: int, dim: int) -> int:
+    """Return how many numbers both memories of a row are, with their padding."""
+    return 2 * padded(num_slots) * padded(dim)
 
 
 def forward_scratch_size(num_slots: int, dim: int) -> int:
@@ -131,7 +148,7 @@ def fill(scratch, to, count, value):
         store_one(scratch, i, value)
 
 
-@inline
+@function
 def load_memory(scratch, to, tensor, strides, batch, head, shape):
     num_slots, dim, slots, _ = shape
     start = batch * strides[0] + head * strides[1]
@@ -142,7 +159,7 @@ def load_memory(scratch, to, tensor, strides, batch, head, shape):
             store_one(scratch, to + d * slots + m, number)
 
 
-@inline
+@function
 def save_memory(scratch, source, tensor, row, shape):
     num_slots, dim, slots, _ = shape
     start = row * num_slots * dim
@@ -152,17 +169,23 @@ def save_memory(scratch, source, tensor, row, shape):
 
 
 @inline
+def place(strides, tensor, batch, time, head):
+    return strides[tensor, 0] * batch + strides[tensor, 1] * time + strides[tensor, 2] * head
+
+
+@function
 def load_token(scratch, record, tokens, strides, batch, time, head, shape):
     """Copy one token of query, key, value, target, forget gate and step size into a record."""
     num_slots, dim, slots, dims = shape
-    query, key, value, target, forget, step_size = tokens
-    at = strides[:, 0] * batch + strides[:, 1] * time + strides[:, 2] * head
-    copy(scratch, dim_field(record, QUERY, dims), query, at[0], dim)
-    copy(scratch, dim_field(record, KEY, dims), key, at[1], dim)
-    copy(scratch, dim_field(record, VALUE, dims), value, at[2], dim)
-    copy(scratch, slot_field(record, TARGET, slots, dims), target, at[3], num_slots)
-    store_one(scratch, scalar_field(record, FORGET, slots, dims), load_one(forget, at[4]))
-    store_one(scratch, scalar_field(record, STEP, slots, dims), load_one(step_size, at[5]))
+    query, key, value, target, log_forget, step_size = tokens
+    copy(scratch, dim_field(record, QUERY, dims), query, place(strides, 0, batch, time, head), dim)
+    copy(scratch, dim_field(record, KEY, dims), key, place(strides, 1, batch, time, head), dim)
+    copy(scratch, dim_field(record, VALUE, dims), value, place(strides, 2, batch, time, head), dim)
+    copy(scratch, slot_field(record, TARGET, slots, dims), target, place(strides, 3, batch, time, head), num_slots)
+    forget = exponential(repeat(load_one(log_forget, place(strides, 4, batch, time, head))))
+    store(scratch, scalar_field(record, FORGET, slots, dims), forget)
+    step = load_one(step_size, place(strides, 5, batch, time, head))
+    store_one(scratch, scalar_field(record, STEP, slots, dims), step)
 
 
 # Activations
@@ -230,37 +253,39 @@ def zero(scratch):
     return repeat(load_one(scratch, 0)) * 0.0
 
 
-@inline
-def centre_silu(scratch, z_at, gate_at, slots, num_slots, epsilon):
+@function
+def centre_silu(scratch, z_at, gate_at, slots, epsilon):
     """Put ``silu(z) - mean`` into CENTRED and return the inverse of its standard deviation."""
     total = zero(scratch)
     for j in range(0, slots, WIDTH):
         total = multiply_add(load(scratch, z_at + j), load(scratch, gate_at + j), total)
-    mean = sum_lanes(total) / num_slots
+    per_slot = load_one(scratch, work_field(MEAN, slots))
+    mean = sum_lanes(total) * per_slot
     total = zero(scratch)
     for j in range(0, slots, WIDTH):
         c = multiply_add(load(scratch, z_at + j), load(scratch, gate_at + j), -mean) * load(scratch, j)
         store(scratch, work_field(CENTRED, slots) + j, c)
         total = multiply_add(c, c, total)
-    return 1.0 / math.sqrt(sum_lanes(total) / num_slots + epsilon)
+    return 1.0 / square_root(repeat(sum_lanes(total) * per_slot) + epsilon)
 
 
-@inline
-def sum_residuals(scratch, target, slots, rho):
-    """Return the sums of ``e`` and ``e n`` over slots, from CENTRED."""
+@function
+def mean_residuals(scratch, target, slots, rho):
+    """Return the means of ``e`` and ``e n`` over slots, from CENTRED."""
     total, along = zero(scratch), zero(scratch)
     for j in range(0, slots, WIDTH):
         n = load(scratch, work_field(CENTRED, slots) + j) * rho
         e = n - load(scratch, target + j)
         total += e
         along = multiply_add(e, n, along)
-    return sum_lanes(total), sum_lanes(along)
+    per_slot = load_one(scratch, work_field(MEAN, slots))
+    return sum_lanes(total) * per_slot, sum_lanes(along) * per_slot
 
 
-@inline
+@function
 def write_gradient(scratch, z_at, gate_at, target, u_at, shape, write_activation, epsilon):
     """Compute u from z and the target, and the sigmoid of z that its backward pass needs again."""
-    num_slots, _, slots, _ = shape
+    _, _, slots, _ = shape
     if write_activation == IDENTITY:
         for j in range(0, slots, WIDTH):
             store(scratch, u_at + j, load(scratch, z_at + j) - load(scratch, target + j))
@@ -271,9 +296,8 @@ def write_gradient(scratch, z_at, gate_at, target, u_at, shape, write_activation
         store(scratch, gate_at + j, gate)
         store(scratch, u_at + j, silu_slope(z, gate) * (z * gate - load(scratch, target + j)))
     if write_activation == LN_SILU:
-        rho = centre_silu(scratch, z_at, gate_at, slots, num_slots, epsilon)
-        total, along = sum_residuals(scratch, target, slots, rho)
-        mean, p = total / num_slots, along / num_slots
+        rho = centre_silu(scratch, z_at, gate_at, slots, epsilon)
+        mean, p = mean_residuals(scratch, target, slots, rho)
         for j in range(0, slots, WIDTH):
             n = load(scratch, work_field(CENTRED, slots) + j) * rho
             h = (n - load(scratch, target + j) - mean - n * p) * load(scratch, j)
@@ -281,12 +305,12 @@ def write_gradient(scratch, z_at, gate_at, target, u_at, shape, write_activation
             store(scratch, u_at + j, slope * rho * h)
 
 
-@inline
+@function
 def write_gradient_backward(
     scratch, z_at, gate_at, target, gw, step, zbar_at, shape, write_activation, second_order, epsilon
 ):
     """Turn ``ubar = -g G w`` into zbar, and add to ABAR."""
-    num_slots, _, slots, _ = shape
+    _, _, slots, _ = shape
     abar_at = work_field(ABAR, slots)
     if write_activation == IDENTITY:
         for j in range(0, slots, WIDTH):
@@ -303,21 +327,20 @@ def write_gradient_backward(
             store(scratch, zbar_at + j, zbar)
             store(scratch, abar_at + j, multiply_add(ubar * -1.0, slope, load(scratch, abar_at + j)))
     else:
-        ln_silu_backward(scratch, z_at, gate_at, target, gw, step, zbar_at, slots, num_slots, epsilon)
+        ln_silu_backward(scratch, z_at, gate_at, target, gw, step, zbar_at, slots, epsilon)
     if not second_order:
         fill(scratch, zbar_at, slots, 0)
 
 
-@inline
-def ln_silu_backward(scratch, z_at, gate_at, target, gw, step, zbar_at, slots, num_slots, epsilon):
+@function
+def ln_silu_backward(scratch, z_at, gate_at, target, gw, step, zbar_at, slots, epsilon):
     abar_at, centred, weighted = (
         work_field(ABAR, slots),
         work_field(CENTRED, slots),
         work_field(WEIGHTED, slots),
     )
-    rho = centre_silu(scratch, z_at, gate_at, slots, num_slots, epsilon)
-    total, along = sum_residuals(scratch, target, slots, rho)
-    mean, p = total / num_slots, along / num_slots
+    rho = centre_silu(scratch, z_at, gate_at, slots, epsilon)
+    mean, p = mean_residuals(scratch, target, slots, rho)
     total, along, sum_xh = zero(scratch), zero(scratch), zero(scratch)
     for j in range(0, slots, WIDTH):
         n = load(scratch, centred + j) * rho
@@ -327,34 +350,35 @@ def ln_silu_backward(scratch, z_at, gate_at, target, gw, step, zbar_at, slots, n
         along = multiply_add(x, n, along)
         sum_xh = multiply_add(x, h, sum_xh)
         store(scratch, weighted + j, x)
-    mean_hbar, pbar = rho * sum_lanes(total) / num_slots, -rho * sum_lanes(along)
+    per_slot = load_one(scratch, work_field(MEAN, slots))
+    mean_hbar, pbar_per_slot = rho * (sum_lanes(total) * per_slot), rho * (sum_lanes(along) * -per_slot)
     total, along = zero(scratch), zero(scratch)
     for j in range(0, slots, WIDTH):
         mask, c = load(scratch, j), load(scratch, centred + j)
         n = c * rho
         hbar = load(scratch, weighted + j) * rho
-        ebar = (hbar - mean_hbar + n * (pbar / num_slots)) * mask
-        nbar = ebar - hbar * p + (n - load(scratch, target + j)) * (pbar / num_slots)
+        ebar = (hbar - mean_hbar + n * pbar_per_slot) * mask
+        nbar = ebar - hbar * p + (n - load(scratch, target + j)) * pbar_per_slot
         store(scratch, abar_at + j, load(scratch, abar_at + j) - ebar)
         store(scratch, weighted + j, nbar)
         total += nbar
         along = multiply_add(nbar, c, along)
     # c sums to zero, so the mean of cbar is rho times that of nbar.
-    rhobar, mean_cbar = sum_lanes(sum_xh) + sum_lanes(along), rho * sum_lanes(total) / num_slots
+    rhobar, mean_cbar = sum_lanes(sum_xh) + sum_lanes(along), rho * (sum_lanes(total) * per_slot)
     for j in range(0, slots, WIDTH):
         z, gate, c = load(scratch, z_at + j), load(scratch, gate_at + j), load(scratch, centred + j)
         n = c * rho
         h = n - load(scratch, target + j) - mean - n * p
-        cbar = load(scratch, weighted + j) * rho - c * (rho * rho * rho * rhobar / num_slots)
+        cbar = load(scratch, weighted + j) * rho - c * (rho * rho * rho * (rhobar * per_slot))
         zbar = silu_slope(z, gate) * (cbar - mean_cbar)
         zbar += silu_curvature(z, gate) * rho * h * (load(scratch, gw + j) * -step)
         store(scratch, zbar_at + j, zbar * load(scratch, j))
 
 
-@inline
+@function
 def read(scratch, record, shape, read_activation):
-    """Compute ``r = f(yhat)`` and return what f scaled by: the inverse of a standard deviation or length, or 1."""
-    num_slots, _, slots, dims = shape
+    """Compute ``r = f(yhat)`` and return what f scaled by: the inverse of a standard deviation, length or sum."""
+    _, _, slots, dims = shape
     yhat, gate_at, r_at = (
         slot_field(record, YHAT, slots, dims),
         slot_field(record, YHAT_GATE, slots, dims),
@@ -364,7 +388,7 @@ def read(scratch, record, shape, read_activation):
         scale = softmax(scratch, yhat, r_at, slots)
         for j in range(0, slots, WIDTH):
             store(scratch, r_at + j, load(scratch, r_at + j) * scale)
-        return 1.0
+        return scale
     squares = zero(scratch)
     for j in range(0, slots, WIDTH):
         z = load(scratch, yhat + j)
@@ -372,17 +396,17 @@ def read(scratch, record, shape, read_activation):
         store(scratch, gate_at + j, gate)
         squares = multiply_add(z * gate, z * gate, squares)
     if read_activation == READ_L2_SILU:
-        scale = 1.0 / math.sqrt(sum_lanes(squares) + READ_EPSILON)
+        scale = 1.0 / square_root(repeat(sum_lanes(squares)) + READ_EPSILON)
         for j in range(0, slots, WIDTH):
             store(scratch, r_at + j, load(scratch, yhat + j) * load(scratch, gate_at + j) * scale)
     else:
-        scale = centre_silu(scratch, yhat, gate_at, slots, num_slots, READ_EPSILON)
+        scale = centre_silu(scratch, yhat, gate_at, slots, READ_EPSILON)
         for j in range(0, slots, WIDTH):
             store(scratch, r_at + j, load(scratch, work_field(CENTRED, slots) + j) * scale)
     return scale
 
 
-@inline
+@function
 def softmax(scratch, yhat, r_at, slots):
     """Put the exponentials into r and return what makes their sum 1."""
     # Padding holds zeros, which may join the search: the maximum only guards against overflow, and any upper bound
@@ -398,13 +422,13 @@ def softmax(scratch, yhat, r_at, slots):
         weight = exponential(load(scratch, yhat + j) - top) * load(scratch, j)
         store(scratch, r_at + j, weight)
         total += weight
-    return 1.0 / sum_lanes(total)
+    return 1.0 / repeat(sum_lanes(total))
 
 
-@inline
+@function
 def read_backward(scratch, record, scale, shape, read_activation):
     """Turn the gradient of r into that of yhat."""
-    num_slots, _, slots, dims = shape
+    _, _, slots, dims = shape
     yhat, gate_at, r_at, rbar_at, yhatbar = (
         slot_field(record, YHAT, slots, dims),
         slot_field(record, YHAT_GATE, slots, dims),
@@ -422,9 +446,10 @@ def read_backward(scratch, record, scale, shape, read_activation):
         for j in range(0, slots, WIDTH):
             store(scratch, yhatbar + j, load(scratch, r_at + j) * (load(scratch, rbar_at + j) - dot))
         return
-    mean = 0.0
+    mean = dot - dot
     if read_activation == READ_LN_SILU:
-        mean, dot = sum_lanes(total) / num_slots, dot / num_slots
+        per_slot = load_one(scratch, work_field(MEAN, slots))
+        mean, dot = sum_lanes(total) * per_slot, dot * per_slot
     for j in range(0, slots, WIDTH):
         sbar = (load(scratch, rbar_at + j) - mean - load(scratch, r_at + j) * dot) * scale
         slope = silu_slope(load(scratch, yhat + j), load(scratch, gate_at + j))
@@ -434,7 +459,7 @@ def read_backward(scratch, record, scale, shape, read_activation):
 # Sweeps over a memory: everything that costs M D operations. Each loads and stores a memory once.
 
 
-@inline
+@function
 def multiply(scratch, memory, w, to, slots, dims):
     """Compute ``S w``."""
     for j in range(0, slots, WIDTH):
@@ -450,7 +475,7 @@ def scale_to(scratch, vector, factor, to, slots):
         store(scratch, to + j, load(scratch, vector + j) * factor)
 
 
-@inline
+@function
 def write_and_multiply(scratch, memory, to, forget, scaled, w, x, sx, next_w, next_z, slots, dims):
     """Compute ``S' = b S + scaled w^T`` and, while it is at hand, ``S' x`` and the next token's ``S' w``."""
     for j in range(0, slots, WIDTH):
@@ -472,7 +497,7 @@ def write_and_multiply(scratch, memory, to, forget, scaled, w, x, sx, next_w, ne
         store(scratch, next_z + j, z_even + z_odd)
 
 
-@inline
+@function
 def write_and_read(scratch, memory, forget, scaled, w, r, y, next_w, next_z, slots, dims):
     """Compute ``S = b S + scaled w^T`` in place and, while it is at hand, ``S^T r`` and the next token's ``S w``."""
     fill_zero(scratch, next_z, slots)
@@ -506,7 +531,7 @@ def write_and_read_one(scratch, at, forget, g, w, r, y, next_w, z):
     return multiply_add(s, r, y), multiply_add(s, load_one(scratch, next_w), z)
 
 
-@inline
+@function
 def pull_back(
     scratch, gradient, memory, earlier_memory, forget, scaled, zbar, w, earlier_xbar, earlier_x, earlier_w,
     gw, both, slots, dims,
@@ -573,11 +598,12 @@ def start_scratch(scratch, num_slots, slots):
     """Set the mask; everything else that must be zero is zero in fresh scratch."""
     for j in range(num_slots):
         store_one(scratch, work_field(MASK, slots) + j, 1)
+        store_one(scratch, work_field(MEAN, slots) + j, 1 / num_slots)
 
 
 def forward_rows(
-    tokens, token_strides, states, state_strides, output, final_states, sizes, activations, epsilon, scratch,
-    first_row, last_row,
+    tokens, token_strides, states, state_strides, output, final_states, sizes, activations, second_order, epsilon,
+    segment, scratch, first_row, last_row,
 ):
     num_tokens, num_heads, num_slots, dim = sizes
     write_activation, read_activation = activations
@@ -619,7 +645,7 @@ def forward_rows(
         save_memory(scratch, value_memory, final_states[1], row, shape)
 
 
-@inline
+@function
 def write_vectors(scratch, record, shape, write_activation, epsilon):
     """Compute both passes' u, and ``-g u`` into KEY_SCALED and VALUE_SCALED; return b and where those are."""
     _, _, slots, dims = shape
@@ -634,7 +660,7 @@ def write_vectors(scratch, record, shape, write_activation, epsilon):
     return forget, work_field(KEY_SCALED, slots), work_field(VALUE_SCALED, slots)
 
 
-@inline
+@function
 def replay(scratch, states, state_stride, records, count, shape, activations, epsilon, keep):
     """Run the writes of ``count`` recorded tokens, storing states ``state_stride`` apart; 0 keeps the last only.
 
@@ -665,14 +691,14 @@ def replay(scratch, states, state_stride, records, count, shape, activations, ep
             read_backward(scratch, record, scale, shape, read_activation)
 
 
-@inline
+@function
 def load_segment(scratch, records, tokens, token_strides, output_gradient, output_strides, batch, head, first, count,
                  shape):
     _, dim, slots, dims = shape
     for i in range(count):
         record = records + i * _record_size(slots, dims)
         load_token(scratch, record, tokens, token_strides, batch, first + i, head, shape)
-        start = batch * output_strides[0] + (first + i) * output_strides[1] + head * output_strides[2]
+        start = place(output_strides, 0, batch, first + i, head)
         copy(scratch, dim_field(record, OUTPUT, dims), output_gradient, start, dim)
 
 
@@ -719,7 +745,7 @@ def backward_rows(
             save_memory(scratch, gradients + size, state_gradients[1], row, shape)
 
 
-@inline
+@function
 def backward_segment(scratch, gradients, states, null, count, token_gradients, batch, first, head, sizes, shape,
                      activations, second_order, epsilon):
     """Walk from the segment's last token to its first; ``null``, a token that does nothing, stands at both ends."""
@@ -761,7 +787,7 @@ def backward_segment(scratch, gradients, states, null, count, token_gradients, b
         record = earlier
 
 
-@inline
+@function
 def token_backward(scratch, record, shape, write_activation, second_order, epsilon):
     """Compute, of one token's two writes, zbar, ``-g u`` and ABAR from ``G w``; return the sum of their ``u . G w``."""
     _, _, slots, dims = shape
@@ -785,5 +811,9 @@ def token_backward(scratch, record, shape, write_activation, second_order, epsil
 @inline
 def save_fours(tensor, start, scratch, source, count):
     """Copy numbers that lie in every other group of four."""
-    for d in range(count):
-        store_one(tensor, start + d, load_one(scratch, source + d // 4 * 8 + d % 4))
+    whole = count // 4 * 4
+    for d in range(0, whole, 4):
+        for i in range(4):
+            store_one(tensor, start + d + i, load_one(scratch, source + 2 * d + i))
+    for d in range(whole, count):
+        store_one(tensor, start + d, load_one(scratch, source + 2 * whole + d - whole))

@@ -94,6 +94,19 @@ def multiply_add(typing_context, a, b, c):
     return lanes(a, b, c), lower
 
 
+@intrinsic
+def square_root(typing_context, lanes):
+    """Return the square root of every lane."""
+
+    def lower(context, builder, signature, values):
+        vector = values[0].type
+        name = f"llvm.sqrt.v{WIDTH}f{lanes.scalar.bitwidth}"
+        function = cgutils.get_or_insert_function(builder.module, ir.FunctionType(vector, [vector]), name)
+        return builder.call(function, values)
+
+    return lanes(lanes), lower
+
+
 def _element_pointer(context, builder, array_type, array, index):
     data = context.make_array(array_type)(context, builder, array).data
     return builder.gep(data, [index])
