@@ -53,6 +53,11 @@ TARGET, KEY_Z, VALUE_Z, KEY_GATE, VALUE_GATE, KEY_U, VALUE_U, YHAT, YHAT_GATE, Y
 NUM_SLOT_FIELDS = 12
 FORGET, STEP = range(2)
 
+# The gradient of a forget gate is carried from token to token by a recursion; this often, and where the gate is below
+# this, it is taken from the memories instead, since the recursion keeps errors where the gradient fades.
+INNER_PERIOD = 16
+INNER_FORGET = 0.9
+
 # Small parts disappear into their callers; the larger ones stay functions, or compiling would take a minute.
 inline = njit(forceinline=True, error_model="numpy")
 function = njit(error_model="numpy")
@@ -150,19 +155,22 @@ def fill(scratch, to, count, value):
 
 @function
 def load_memory(scratch, to, tensor, strides, batch, head, shape):
-    num_slots, dim, slots, _ = shape
+    num_slots, dim, slots, dims = shape
     start = batch * strides[0] + head * strides[1]
-    fill(scratch, to, slots * shape[3], 0)
-    for m in range(num_slots):
+    if num_slots < slots or dim < dims:
+        fill_zero(scratch, to, slots * dims)
+    for first in range(0, num_slots, WIDTH):
         for d in range(dim):
-            number = load_one(tensor, start + m * strides[2] + d * strides[3])
-            store_one(scratch, to + d * slots + m, number)
+            for m in range(first, min(first + WIDTH, num_slots)):
+                number = load_one(tensor, start + m * strides[2] + d * strides[3])
+                store_one(scratch, to + d * slots + m, number)
 
 
 @function
 def save_memory(scratch, source, tensor, row, shape):
     num_slots, dim, slots, _ = shape
     start = row * num_slots * dim
+    whole = dim // WIDTH * WIDTH
     for m in range(num_slots):
         for d in range(dim):
             store_one(tensor, start + m * dim + d, load_one(scratch, source + d * slots + m))
@@ -477,24 +485,46 @@ def scale_to(scratch, vector, factor, to, slots):
 
 @function
 def write_and_multiply(scratch, memory, to, forget, scaled, w, x, sx, next_w, next_z, slots, dims):
-    """Compute ``S' = b S + scaled w^T`` and, while it is at hand, ``S' x`` and the next token's ``S' w``."""
-    for j in range(0, slots, WIDTH):
-        g = load(scratch, scaled + j)
-        sx_even, sx_odd, z_even, z_odd = zero(scratch), zero(scratch), zero(scratch), zero(scratch)
+    """Compute ``S' = b S + scaled w^T`` and, while it is at hand, ``S' x`` and the next token's ``S' w``.
+
+    Two vectors of slots at a time, and two numbers of w: enough sums at once to hide the latency of each.
+    """
+    pairs = slots // (2 * WIDTH) * (2 * WIDTH)
+    for j in range(0, pairs, 2 * WIDTH):
+        g, h = load(scratch, scaled + j), load(scratch, scaled + j + WIDTH)
+        gx_0 = gx_1 = gz_0 = gz_1 = hx_0 = hx_1 = hz_0 = hz_1 = zero(scratch)
         for d in range(0, dims, 2):
             at = d * slots + j
-            even = load(scratch, memory + at)
-            odd = load(scratch, memory + at + slots)
-            even = multiply_add(g, load_one(scratch, w + d), even * forget)
-            odd = multiply_add(g, load_one(scratch, w + d + 1), odd * forget)
-            store(scratch, to + at, even)
-            store(scratch, to + at + slots, odd)
-            sx_even = multiply_add(even, load_one(scratch, x + d), sx_even)
-            sx_odd = multiply_add(odd, load_one(scratch, x + d + 1), sx_odd)
-            z_even = multiply_add(even, load_one(scratch, next_w + d), z_even)
-            z_odd = multiply_add(odd, load_one(scratch, next_w + d + 1), z_odd)
-        store(scratch, sx + j, sx_even + sx_odd)
-        store(scratch, next_z + j, z_even + z_odd)
+            gx_0, gz_0 = write_one(scratch, memory + at, to + at, forget, g, w + d, x + d, next_w + d, gx_0, gz_0)
+            at += WIDTH
+            hx_0, hz_0 = write_one(scratch, memory + at, to + at, forget, h, w + d, x + d, next_w + d, hx_0, hz_0)
+            at += slots
+            e = d + 1
+            hx_1, hz_1 = write_one(scratch, memory + at, to + at, forget, h, w + e, x + e, next_w + e, hx_1, hz_1)
+            at -= WIDTH
+            gx_1, gz_1 = write_one(scratch, memory + at, to + at, forget, g, w + e, x + e, next_w + e, gx_1, gz_1)
+        store(scratch, sx + j, gx_0 + gx_1)
+        store(scratch, next_z + j, gz_0 + gz_1)
+        store(scratch, sx + j + WIDTH, hx_0 + hx_1)
+        store(scratch, next_z + j + WIDTH, hz_0 + hz_1)
+    for j in range(pairs, slots, WIDTH):
+        g = load(scratch, scaled + j)
+        x_0 = x_1 = z_0 = z_1 = zero(scratch)
+        for d in range(0, dims, 2):
+            at = d * slots + j
+            x_0, z_0 = write_one(scratch, memory + at, to + at, forget, g, w + d, x + d, next_w + d, x_0, z_0)
+            at += slots
+            e = d + 1
+            x_1, z_1 = write_one(scratch, memory + at, to + at, forget, g, w + e, x + e, next_w + e, x_1, z_1)
+        store(scratch, sx + j, x_0 + x_1)
+        store(scratch, next_z + j, z_0 + z_1)
+
+
+@inline
+def write_one(scratch, at, to, forget, g, w, x, next_w, sx, z):
+    s = multiply_add(g, load_one(scratch, w), load(scratch, at) * forget)
+    store(scratch, to, s)
+    return multiply_add(s, load_one(scratch, x), sx), multiply_add(s, load_one(scratch, next_w), z)
 
 
 @function
@@ -531,63 +561,74 @@ def write_and_read_one(scratch, at, forget, g, w, r, y, next_w, z):
     return multiply_add(s, r, y), multiply_add(s, load_one(scratch, next_w), z)
 
 
-@function
-def pull_back(
-    scratch, gradient, memory, earlier_memory, forget, scaled, zbar, w, earlier_xbar, earlier_x, earlier_w,
-    gw, both, slots, dims,
-):
-    """Carry G from one token's write back to the read before it.
+def make_pull_back(with_read):
+    """Make what carries G from one token's write, which found ``memory``, back to the read before it.
 
-    ``memory`` is the one before the write, ``earlier_memory`` the one before that. Computes, while all are at hand,
-    ``wbar = G^T scaled + S^T zbar``, the new ``G' = b G + zbar w^T + earlier_xbar earlier_x^T``, the read's
-    ``S^T earlier_xbar``, and of the write before it ``G' earlier_w`` and ``<G', earlier S>``, which is returned.
-    The two results over dim go to ``both`` in alternating groups of four.
+    It computes, while all are at hand, ``wbar = G^T scaled + S^T zbar``, the new
+    ``G = b G + zbar w^T + earlier_xbar earlier_x^T``, ``G earlier_w`` of the write before it and, ``with_read``, as
+    the key memory needs it, ``S^T earlier_xbar``. The results over dim go to ``both`` in alternating groups of four.
     """
-    fill_zero(scratch, gw, slots)
-    inner = zero(scratch)
-    for d in range(0, dims, 4):
-        w_0 = w_1 = w_2 = w_3 = x_0 = x_1 = x_2 = x_3 = zero(scratch)
-        for j in range(0, slots, WIDTH):
-            at = d * slots + j
-            u, zb, xb, z = (
-                load(scratch, scaled + j),
-                load(scratch, zbar + j),
-                load(scratch, earlier_xbar + j),
-                load(scratch, gw + j),
-            )
-            w_0, x_0, z, inner = pull_back_one(
-                scratch, gradient + at, memory + at, earlier_memory + at, forget, u, zb, xb,
-                w + d, earlier_x + d, earlier_w + d, w_0, x_0, z, inner,
-            )
-            at += slots
-            w_1, x_1, z, inner = pull_back_one(
-                scratch, gradient + at, memory + at, earlier_memory + at, forget, u, zb, xb,
-                w + d + 1, earlier_x + d + 1, earlier_w + d + 1, w_1, x_1, z, inner,
-            )
-            at += slots
-            w_2, x_2, z, inner = pull_back_one(
-                scratch, gradient + at, memory + at, earlier_memory + at, forget, u, zb, xb,
-                w + d + 2, earlier_x + d + 2, earlier_w + d + 2, w_2, x_2, z, inner,
-            )
-            at += slots
-            w_3, x_3, z, inner = pull_back_one(
-                scratch, gradient + at, memory + at, earlier_memory + at, forget, u, zb, xb,
-                w + d + 3, earlier_x + d + 3, earlier_w + d + 3, w_3, x_3, z, inner,
-            )
-            store(scratch, gw + j, z)
-        store(scratch, both + 2 * d, sum_each(w_0, w_1, w_2, w_3, x_0, x_1, x_2, x_3))
-    return sum_lanes(inner)
+
+    def pull_back(
+        scratch, gradient, memory, forget, scaled, zbar, w, earlier_xbar, earlier_x, earlier_w, gw, both, slots, dims
+    ):
+        fill_zero(scratch, gw, slots)
+        for d in range(0, dims, 4):
+            w_0 = w_1 = w_2 = w_3 = x_0 = x_1 = x_2 = x_3 = zero(scratch)
+            for j in range(0, slots, WIDTH):
+                at = d * slots + j
+                u, zb = load(scratch, scaled + j), load(scratch, zbar + j)
+                xb, z = load(scratch, earlier_xbar + j), load(scratch, gw + j)
+                w_0, x_0, z = pull_back_one(
+                    scratch, gradient + at, memory + at, forget, u, zb, xb, w + d, earlier_x + d, earlier_w + d,
+                    w_0, x_0, z, with_read,
+                )
+                at += slots
+                w_1, x_1, z = pull_back_one(
+                    scratch, gradient + at, memory + at, forget, u, zb, xb, w + d + 1, earlier_x + d + 1, earlier_w + d + 1,
+                    w_1, x_1, z, with_read,
+                )
+                at += slots
+                w_2, x_2, z = pull_back_one(
+                    scratch, gradient + at, memory + at, forget, u, zb, xb, w + d + 2, earlier_x + d + 2, earlier_w + d + 2,
+                    w_2, x_2, z, with_read,
+                )
+                at += slots
+                w_3, x_3, z = pull_back_one(
+                    scratch, gradient + at, memory + at, forget, u, zb, xb, w + d + 3, earlier_x + d + 3, earlier_w + d + 3,
+                    w_3, x_3, z, with_read,
+                )
+                store(scratch, gw + j, z)
+            store(scratch, both + 2 * d, sum_each(w_0, w_1, w_2, w_3, x_0, x_1, x_2, x_3))
+
+    return function(pull_back)
+
+
+key_pull_back, value_pull_back = make_pull_back(True), make_pull_back(False)
 
 
 @inline
-def pull_back_one(scratch, gradient, memory, earlier, forget, u, zb, xb, w, x, earlier_w, wbar, xbar, gw, inner):
+def pull_back_one(scratch, gradient, memory, forget, u, zb, xb, w, x, earlier_w, wbar, xbar, gw, with_read):
     g, s = load(scratch, gradient), load(scratch, memory)
     wbar = multiply_add(g, u, multiply_add(s, zb, wbar))
-    xbar = multiply_add(s, xb, xbar)
+    if with_read:
+        xbar = multiply_add(s, xb, xbar)
     g = multiply_add(zb, load_one(scratch, w), multiply_add(xb, load_one(scratch, x), g * forget))
     store(scratch, gradient, g)
-    gw = multiply_add(g, load_one(scratch, earlier_w), gw)
-    return wbar, xbar, gw, multiply_add(g, load(scratch, earlier), inner)
+    return wbar, xbar, multiply_add(g, load_one(scratch, earlier_w), gw)
+
+
+@function
+def inner_product(scratch, a, b, count):
+    """Return the sum of the products of two stretches of whole vectors."""
+    even, odd = zero(scratch), zero(scratch)
+    for i in range(0, count - WIDTH, 2 * WIDTH):
+        even = multiply_add(load(scratch, a + i), load(scratch, b + i), even)
+        odd = multiply_add(load(scratch, a + i + WIDTH), load(scratch, b + i + WIDTH), odd)
+    if count // WIDTH % 2:
+        last = count - WIDTH
+        even = multiply_add(load(scratch, a + last), load(scratch, b + last), even)
+    return sum_lanes(even + odd)
 
 
 # Rows
@@ -754,19 +795,19 @@ def backward_segment(scratch, gradients, states, null, count, token_gradients, b
     fill_zero(scratch, work_field(KEY_SCALED, slots), 4 * slots)  # and VALUE_SCALED, KEY_ZBAR, VALUE_ZBAR
     both = NUM_WORK_SLOT_FIELDS * slots
     record = null
+    inner = passed = load_one(scratch, work_field(ABAR, slots))  # set below before it is used
     for i in range(count, -1, -1):
         earlier = null + i * _record_size(slots, dims)
         state = states + i * 2 * size
-        earlier_state = states + max(i - 1, 0) * 2 * size
         forget = load_one(scratch, scalar_field(record, FORGET, slots, dims))
-        key_inner = pull_back(
-            scratch, gradients, state, earlier_state, forget, work_field(KEY_SCALED, slots),
+        key_pull_back(
+            scratch, gradients, state, forget, work_field(KEY_SCALED, slots),
             work_field(KEY_ZBAR, slots), dim_field(record, KEY, dims), slot_field(earlier, YHATBAR, slots, dims),
             dim_field(earlier, QUERY, dims), dim_field(earlier, KEY, dims), work_field(KEY_GW, slots), both,
             slots, dims,
         )
-        value_inner = pull_back(
-            scratch, gradients + size, state + size, earlier_state + size, forget, work_field(VALUE_SCALED, slots),
+        value_pull_back(
+            scratch, gradients + size, state + size, forget, work_field(VALUE_SCALED, slots),
             work_field(VALUE_ZBAR, slots), dim_field(record, VALUE, dims), slot_field(earlier, R, slots, dims),
             dim_field(earlier, OUTPUT, dims), dim_field(earlier, VALUE, dims), work_field(VALUE_GW, slots),
             both + 2 * dims, slots, dims,
@@ -782,9 +823,32 @@ def backward_segment(scratch, gradients, states, null, count, token_gradients, b
             dot = token_backward(scratch, earlier, shape, activations[0], second_order, epsilon)
             copy(token_gradients[3], at * num_slots, scratch, work_field(ABAR, slots), num_slots)
             earlier_forget = load_one(scratch, scalar_field(earlier, FORGET, slots, dims))
-            store_one(token_gradients[4], at, earlier_forget * (key_inner + value_inner))
+            if i == count or i % INNER_PERIOD == 0 or earlier_forget < INNER_FORGET:
+                inner = earlier_forget * inner_product(scratch, gradients, state - 2 * size, 2 * size)
+            else:
+                step = load_one(scratch, scalar_field(earlier, STEP, slots, dims))
+                inner = inner + (passed + inner_product_of_read(scratch, earlier, shape)) + step * dot
+            passed = inner_product_of_write(scratch, earlier, shape)
+            store_one(token_gradients[4], at, inner)
             store_one(token_gradients[5], at, -dot)
         record = earlier
+
+
+@inline
+def inner_product_of_read(scratch, record, shape):
+    """Return what a token's reads add to ``<G, S>``, both memories together."""
+    _, _, slots, dims = shape
+    yhatbar, yhat = slot_field(record, YHATBAR, slots, dims), slot_field(record, YHAT, slots, dims)
+    r, rbar = slot_field(record, R, slots, dims), slot_field(record, RBAR, slots, dims)
+    return inner_product(scratch, yhatbar, yhat, slots) + inner_product(scratch, r, rbar, slots)
+
+
+@inline
+def inner_product_of_write(scratch, record, shape):
+    """Return what a token's writes, by way of z, add to ``<G, S>`` before them, both memories together."""
+    _, _, slots, dims = shape
+    z = slot_field(record, KEY_Z, slots, dims)  # and VALUE_Z after it, as VALUE_ZBAR after KEY_ZBAR
+    return inner_product(scratch, work_field(KEY_ZBAR, slots), z, 2 * slots)
 
 
 @function
