@@ -70,19 +70,42 @@ def cpu(
 ) -> tuple[Float[Tensor, "batch time head dim"], MemoryState]:
     """Compute ``trellis_memory`` for ``chunk_length=1`` on a CPU, in the dtype of the state."""
     dtype = initial_state.key_memory.dtype
-    output, key_memory, value_memory = torch.ops.trellis.memory_cpu_forward(
+    # An operator's way through PyTorch costs more than a single token; only gradients and graphs need it.
+    plain = type(tokens.query) is Tensor and not torch.compiler.is_compiling() and not needs_gradient(*tokens, *initial_state)
+    forward = _forward_alone if plain else torch.ops.trellis.memory_cpu_forward
+    output, *state = forward(
         *(tensor.to(dtype) for tensor in tokens),
         *initial_state,
-        _WRITE_ACTIVATIONS.index(options.write_activation),
-        _READ_ACTIVATIONS.index(options.read_activation),
+        *_activation_numbers(options),
         options.second_order,
         options.write_epsilon,
     )
-    return output.to(tokens.query.dtype), MemoryState(key_memory, value_memory)
+    return output.to(tokens.query.dtype), MemoryState(*state)
 
 
-@torch.library.custom_op("trellis::memory_cpu_forward", mutates_args=(), device_types="cpu")
-def _forward(
+def cpu_in_place(tokens: Tokens, state: MemoryState, options: Options) -> Float[Tensor, "batch time head dim"]:
+    """Compute ``cpu`` and leave the final state in the tensors of the initial one; without gradients."""
+    if not all(memory.is_contiguous() for memory in state):
+        output, final_state = cpu(tokens, state, options)
+        for memory, final in zip(state, final_state, strict=True):
+            memory.copy_(final)
+        return output
+    ready = [tensor.to(state.key_memory.dtype) for tensor in tokens]
+    output = torch.empty_like(ready[0], memory_format=torch.contiguous_format)
+    _run_forward(ready, state, output, state, _activation_numbers(options), options.write_epsilon)
+    return output.to(tokens.query.dtype)
+
+
+def _activation_numbers(options: Options) -> tuple[int, int]:
+    return _WRITE_ACTIVATIONS.index(options.write_activation), _READ_ACTIVATIONS.index(options.read_activation)
+
+
+def needs_gradient(*tensors: Tensor) -> bool:
+    """Say whether autograd would record an operation on these tensors."""
+    return torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
+
+
+def _forward_alone(
     query: Tensor,
     key: Tensor,
     value: Tensor,
@@ -107,6 +130,9 @@ def _forward(
         write_epsilon,
     )
     return output, *final_states
+
+
+_forward = torch.library.custom_op("trellis::memory_cpu_forward", _forward_alone, mutates_args=(), device_types="cpu")
 
 
 @_forward.register_fake
@@ -322,8 +348,11 @@ def _views(tensors: Sequence[Tensor]) -> tuple[tuple[Any, ...], Any]:
 
 def _flat(tensor: Tensor) -> Any:
     """Return the memory a tensor spans, from its first element to its last, as an array of one axis."""
+    tensor = tensor.detach()
+    if tensor.is_contiguous():
+        return tensor.view(-1).numpy()
     extent = 1 + sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
-    return tensor.detach().as_strided((extent if tensor.numel() else 0,), (1,)).numpy()
+    return tensor.as_strided((extent if tensor.numel() else 0,), (1,)).numpy()
 
 
 def _over_rows(

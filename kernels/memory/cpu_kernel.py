@@ -23,6 +23,8 @@ from trellis_ts.kernels.memory.cpu_vectors import (
     load_one,
     maximum,
     multiply_add,
+    pointer,
+    prefetch,
     repeat,
     scale_by_power,
     square_root,
@@ -57,6 +59,8 @@ FORGET, STEP = range(2)
 # this, it is taken from the memories instead, since the recursion keeps errors where the gradient fades.
 INNER_PERIOD = 16
 INNER_FORGET = 0.9
+# How many tokens ahead the inputs are asked for.
+PREFETCH_DISTANCE = 4
 
 # Small parts disappear into their callers; the larger ones stay functions, or compiling would take a minute.
 inline = njit(forceinline=True, error_model="numpy")
@@ -177,6 +181,21 @@ def save_memory(scratch, source, tensor, row, shape):
 
 
 @inline
+def prefetch_stretch(tensor, start, count):
+    for i in range(0, count, 2 * WIDTH):
+        prefetch(tensor, start + i)
+
+
+@function
+def prefetch_token(tokens, strides, batch, time, head, shape):
+    """Ask for a token that comes later: the next one of a row lies a whole row of heads away."""
+    num_slots, dim, _, _ = shape
+    for i in range(3):
+        prefetch_stretch(tokens[i], place(strides, i, batch, time, head), dim)
+    prefetch_stretch(tokens[3], place(strides, 3, batch, time, head), num_slots)
+
+
+@inline
 def place(strides, tensor, batch, time, head):
     return strides[tensor, 0] * batch + strides[tensor, 1] * time + strides[tensor, 2] * head
 
@@ -186,6 +205,7 @@ def load_token(scratch, record, tokens, strides, batch, time, head, shape):
     """Copy one token of query, key, value, target, forget gate and step size into a record."""
     num_slots, dim, slots, dims = shape
     query, key, value, target, log_forget, step_size = tokens
+    prefetch_token(tokens, strides, batch, time + PREFETCH_DISTANCE, head, shape)
     copy(scratch, dim_field(record, QUERY, dims), query, place(strides, 0, batch, time, head), dim)
     copy(scratch, dim_field(record, KEY, dims), key, place(strides, 1, batch, time, head), dim)
     copy(scratch, dim_field(record, VALUE, dims), value, place(strides, 2, batch, time, head), dim)
@@ -634,6 +654,24 @@ def inner_product(scratch, a, b, count):
 # Rows
 
 
+def pointers(arrays):
+    """Return where each array of a tuple starts."""
+
+
+@overload(pointers, jit_options={"forceinline": True})
+def _pointers(arrays):
+    if len(arrays) == 2:
+        return lambda arrays: (pointer(arrays[0]), pointer(arrays[1]))
+    return lambda arrays: (
+        pointer(arrays[0]),
+        pointer(arrays[1]),
+        pointer(arrays[2]),
+        pointer(arrays[3]),
+        pointer(arrays[4]),
+        pointer(arrays[5]),
+    )
+
+
 @inline
 def start_scratch(scratch, num_slots, slots):
     """Set the mask; everything else that must be zero is zero in fresh scratch."""
@@ -650,6 +688,8 @@ def forward_rows(
     write_activation, read_activation = activations
     slots, dims = _padded(num_slots), _padded(dim)
     shape = (num_slots, dim, slots, dims)
+    tokens, states, final_states = pointers(tokens), pointers(states), pointers(final_states)
+    output, scratch = pointer(output), pointer(scratch)
     start_scratch(scratch, num_slots, slots)
     key_memory = _work_size(slots, dims)
     value_memory = key_memory + slots * dims
@@ -750,6 +790,10 @@ def backward_rows(
     num_tokens, num_heads, num_slots, dim = sizes
     slots, dims = _padded(num_slots), _padded(dim)
     shape = (num_slots, dim, slots, dims)
+    has_state_gradients = len(state_gradients[0]) > 0
+    tokens, states, final_gradients = pointers(tokens), pointers(states), pointers(final_gradients)
+    token_gradients, state_gradients = pointers(token_gradients), pointers(state_gradients)
+    output_gradient, scratch = pointer(output_gradient), pointer(scratch)
     start_scratch(scratch, num_slots, slots)
     size = slots * dims
     num_segments = (num_tokens + segment - 1) // segment
@@ -781,7 +825,7 @@ def backward_rows(
             replay(scratch, checkpoint, 2 * size, records, count, shape, activations, epsilon, True)
             backward_segment(scratch, gradients, checkpoint, null, count, token_gradients, batch, first, head,
                              sizes, shape, activations, second_order, epsilon)
-        if len(state_gradients[0]):
+        if has_state_gradients:
             save_memory(scratch, gradients, state_gradients[0], row, shape)
             save_memory(scratch, gradients + size, state_gradients[1], row, shape)
 

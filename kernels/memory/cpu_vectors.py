@@ -107,9 +107,14 @@ def square_root(typing_context, lanes):
     return lanes(lanes), lower
 
 
-def _element_pointer(context, builder, array_type, array, index):
-    data = context.make_array(array_type)(context, builder, array).data
-    return builder.gep(data, [index])
+@intrinsic
+def pointer(typing_context, array):
+    """Return where an array of one axis starts: one number to hand on instead of an array's seven."""
+
+    def lower(context, builder, signature, values):
+        return context.make_array(signature.args[0])(context, builder, values[0]).data
+
+    return types.CPointer(array.dtype)(array), lower
 
 
 def _alignment(scalar):
@@ -122,9 +127,9 @@ def load(typing_context, array, index):
     lanes = Lanes(array.dtype)
 
     def lower(context, builder, signature, values):
-        pointer = _element_pointer(context, builder, signature.args[0], *values)
+        place = builder.gep(values[0], [values[1]])
         vector = context.get_value_type(lanes)
-        return builder.load(builder.bitcast(pointer, vector.as_pointer()), align=_alignment(lanes.scalar))
+        return builder.load(builder.bitcast(place, vector.as_pointer()), align=_alignment(lanes.scalar))
 
     return lanes(array, types.int64), lower
 
@@ -134,12 +139,28 @@ def store(typing_context, array, index, lanes):
     """Write eight neighbours starting at ``array[index]``; the index is not checked."""
 
     def lower(context, builder, signature, values):
-        pointer = _element_pointer(context, builder, signature.args[0], *values[:2])
+        place = builder.gep(values[0], [values[1]])
         vector = context.get_value_type(lanes)
-        builder.store(values[2], builder.bitcast(pointer, vector.as_pointer()), align=_alignment(lanes.scalar))
+        builder.store(values[2], builder.bitcast(place, vector.as_pointer()), align=_alignment(lanes.scalar))
         return context.get_dummy_value()
 
     return types.void(array, types.int64, lanes), lower
+
+
+@intrinsic
+def prefetch(typing_context, array, index):
+    """Ask for the cache line of ``array[index]``, which may lie outside the array."""
+
+    def lower(context, builder, signature, values):
+        byte, word = ir.IntType(8).as_pointer(), ir.IntType(32)
+        function = cgutils.get_or_insert_function(
+            builder.module, ir.FunctionType(ir.VoidType(), [byte, word, word, word]), "llvm.prefetch.p0"
+        )
+        place = builder.bitcast(builder.gep(values[0], [values[1]]), byte)
+        builder.call(function, [place, word(0), word(3), word(1)])  # to read, to be kept, data
+        return context.get_dummy_value()
+
+    return types.void(array, types.int64), lower
 
 
 @intrinsic
@@ -147,7 +168,7 @@ def load_one(typing_context, array, index):
     """Return ``array[index]`` without Python's rule that a negative index counts from the end."""
 
     def lower(context, builder, signature, values):
-        return builder.load(_element_pointer(context, builder, signature.args[0], *values))
+        return builder.load(builder.gep(values[0], [values[1]]))
 
     return array.dtype(array, types.int64), lower
 
@@ -158,7 +179,7 @@ def store_one(typing_context, array, index, value):
 
     def lower(context, builder, signature, values):
         value = context.cast(builder, values[2], signature.args[2], signature.args[0].dtype)
-        builder.store(value, _element_pointer(context, builder, signature.args[0], *values[:2]))
+        builder.store(value, builder.gep(values[0], [values[1]]))
         return context.get_dummy_value()
 
     return types.void(array, types.int64, value), lower
