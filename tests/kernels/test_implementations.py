@@ -181,13 +181,14 @@ EXTREMES = {
 }
 
 
+@pytest.mark.parametrize("time", [400, pytest.param(10_000, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 @pytest.mark.parametrize("extreme", EXTREMES)
 @pytest.mark.parametrize("name", FAST)
-def test_extreme_inputs(name, extreme, dtype, make_inputs, make_state, relative_rms):
-    """10,000 tokens; at this length float32 is compared at a thousand times its rounding."""
+def test_extreme_inputs(name, extreme, dtype, time, make_inputs, make_state, relative_rms):
+    """At these lengths float32 is compared at a thousand times its rounding."""
     sizes = {"batch": 1, "head": 1, "slot": 8, "dim": 8}
-    inputs, state = make_inputs(time=10_000, **sizes), make_state(**sizes)
+    inputs, state = make_inputs(time=time, **sizes), make_state(**sizes)
     for key, value in EXTREMES[extreme].items():
         if key == "scale":
             inputs["key"] *= value
@@ -200,10 +201,10 @@ def test_extreme_inputs(name, extreme, dtype, make_inputs, make_state, relative_
     expected, actual = (evaluate(inputs, state, choice, write_activation="silu") for choice in ("reference", name))
     for key, tensor in actual.items():
         assert torch.equal(tensor.isfinite(), expected[key].isfinite()), key
-        if expected[key].any():
+        if expected[key].abs().max() > torch.finfo(tensor.dtype).tiny:
             assert relative_rms(expected[key], tensor) < (1e-4 if dtype == torch.float32 else 1e-8), key
         else:
-            assert not tensor.any(), key
+            assert tensor.abs().max() <= torch.finfo(tensor.dtype).tiny, key
 
 
 @pytest.mark.parametrize("name", FAST)
