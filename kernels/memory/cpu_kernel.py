@@ -29,6 +29,7 @@ from trellis_ts.kernels.memory.cpu_vectors import (
     scale_by_power,
     square_root,
     store,
+    store_halves,
     store_one,
     sum_each,
     sum_lanes,
@@ -45,7 +46,7 @@ READ_LN_SILU, READ_L2_SILU, READ_SOFTMAX = range(3)
 # number; then what one token needs.
 MASK, MEAN, ABAR, CENTRED, WEIGHTED, KEY_SCALED, VALUE_SCALED, KEY_ZBAR, VALUE_ZBAR, KEY_GW, VALUE_GW = range(11)
 NUM_WORK_SLOT_FIELDS = 11
-# After those, gradients over dim, twice dim numbers each: those of key and query, and those of value.
+# After those, gradients over dim: of query, key and value, and one that nothing asks for.
 NUM_WORK_DIM_FIELDS = 4
 
 # A record holds one token: four vectors over dim, then vectors over slots, then two scalars.
@@ -163,6 +164,11 @@ def load_memory(scratch, to, tensor, strides, batch, head, shape):
     start = batch * strides[0] + head * strides[1]
     if num_slots < slots or dim < dims:
         fill_zero(scratch, to, slots * dims)
+    elif strides[2] == 0 and strides[3] == 0:  # one number expanded: no state was given, or no gradient of it
+        number = repeat(load_one(tensor, start))
+        for i in range(0, slots * dims, WIDTH):
+            store(scratch, to + i, number)
+        return
     for first in range(0, num_slots, WIDTH):
         for d in range(dim):
             for m in range(first, min(first + WIDTH, num_slots)):
@@ -174,9 +180,8 @@ def load_memory(scratch, to, tensor, strides, batch, head, shape):
 def save_memory(scratch, source, tensor, row, shape):
     num_slots, dim, slots, _ = shape
     start = row * num_slots * dim
-    whole = dim // WIDTH * WIDTH
-    for m in range(num_slots):
-        for d in range(dim):
+    for d in range(dim):
+        for m in range(num_slots):
             store_one(tensor, start + m * dim + d, load_one(scratch, source + d * slots + m))
 
 
@@ -587,11 +592,12 @@ def make_pull_back(with_read):
 
     It computes, while all are at hand, ``wbar = G^T scaled + S^T zbar``, the new
     ``G = b G + zbar w^T + earlier_xbar earlier_x^T``, ``G earlier_w`` of the write before it and, ``with_read``, as
-    the key memory needs it, ``S^T earlier_xbar``. The results over dim go to ``both`` in alternating groups of four.
+    the key memory needs it, ``S^T earlier_xbar``.
     """
 
     def pull_back(
-        scratch, gradient, memory, forget, scaled, zbar, w, earlier_xbar, earlier_x, earlier_w, gw, both, slots, dims
+        scratch, gradient, memory, forget, scaled, zbar, w, earlier_xbar, earlier_x, earlier_w, gw, wbar, xbar,
+        slots, dims,
     ):
         fill_zero(scratch, gw, slots)
         for d in range(0, dims, 4):
@@ -620,7 +626,7 @@ def make_pull_back(with_read):
                     w_3, x_3, z, with_read,
                 )
                 store(scratch, gw + j, z)
-            store(scratch, both + 2 * d, sum_each(w_0, w_1, w_2, w_3, x_0, x_1, x_2, x_3))
+            store_halves(scratch, wbar + d, xbar + d, sum_each(w_0, w_1, w_2, w_3, x_0, x_1, x_2, x_3))
 
     return function(pull_back)
 
@@ -838,7 +844,8 @@ def backward_segment(scratch, gradients, states, null, count, token_gradients, b
     _, _, slots, dims = shape
     size = slots * dims
     fill_zero(scratch, work_field(KEY_SCALED, slots), 4 * slots)  # and VALUE_SCALED, KEY_ZBAR, VALUE_ZBAR
-    both = NUM_WORK_SLOT_FIELDS * slots
+    query_gradient = NUM_WORK_SLOT_FIELDS * slots
+    key_gradient, value_gradient = query_gradient + dims, query_gradient + 2 * dims
     record = null
     inner = passed = load_one(scratch, work_field(ABAR, slots))  # set below before it is used
     for i in range(count, -1, -1):
@@ -848,23 +855,23 @@ def backward_segment(scratch, gradients, states, null, count, token_gradients, b
         key_pull_back(
             scratch, gradients, state, forget, work_field(KEY_SCALED, slots),
             work_field(KEY_ZBAR, slots), dim_field(record, KEY, dims), slot_field(earlier, YHATBAR, slots, dims),
-            dim_field(earlier, QUERY, dims), dim_field(earlier, KEY, dims), work_field(KEY_GW, slots), both,
-            slots, dims,
+            dim_field(earlier, QUERY, dims), dim_field(earlier, KEY, dims), work_field(KEY_GW, slots),
+            key_gradient, query_gradient, slots, dims,
         )
         value_pull_back(
             scratch, gradients + size, state + size, forget, work_field(VALUE_SCALED, slots),
             work_field(VALUE_ZBAR, slots), dim_field(record, VALUE, dims), slot_field(earlier, R, slots, dims),
             dim_field(earlier, OUTPUT, dims), dim_field(earlier, VALUE, dims), work_field(VALUE_GW, slots),
-            both + 2 * dims, slots, dims,
+            value_gradient, value_gradient + dims, slots, dims,
         )
         num_tokens, num_heads, num_slots, dim = sizes
         if i < count:
             at = (batch * num_tokens + first + i) * num_heads + head
-            save_fours(token_gradients[1], at * dim, scratch, both, dim)
-            save_fours(token_gradients[2], at * dim, scratch, both + 2 * dims, dim)
+            copy(token_gradients[1], at * dim, scratch, key_gradient, dim)
+            copy(token_gradients[2], at * dim, scratch, value_gradient, dim)
         if i > 0:
             at = (batch * num_tokens + first + i - 1) * num_heads + head
-            save_fours(token_gradients[0], at * dim, scratch, both + 4, dim)
+            copy(token_gradients[0], at * dim, scratch, query_gradient, dim)
             dot = token_backward(scratch, earlier, shape, activations[0], second_order, epsilon)
             copy(token_gradients[3], at * num_slots, scratch, work_field(ABAR, slots), num_slots)
             earlier_forget = load_one(scratch, scalar_field(earlier, FORGET, slots, dims))
@@ -915,14 +922,3 @@ def token_backward(scratch, record, shape, write_activation, second_order, epsil
             second_order, epsilon,
         )
     return sum_lanes(dot)
-
-
-@inline
-def save_fours(tensor, start, scratch, source, count):
-    """Copy numbers that lie in every other group of four."""
-    whole = count // 4 * 4
-    for d in range(0, whole, 4):
-        for i in range(4):
-            store_one(tensor, start + d + i, load_one(scratch, source + 2 * d + i))
-    for d in range(whole, count):
-        store_one(tensor, start + d, load_one(scratch, source + 2 * whole + d - whole))

@@ -148,6 +148,21 @@ def store(typing_context, array, index, lanes):
 
 
 @intrinsic
+def store_halves(typing_context, array, first, second, lanes):
+    """Write the first four lanes from ``array[first]`` on, and the others from ``array[second]`` on."""
+
+    def lower(context, builder, signature, values):
+        half = ir.VectorType(context.get_value_type(lanes.scalar), WIDTH // 2).as_pointer()
+        for index, start in zip(values[1:3], (0, WIDTH // 2), strict=True):
+            part = _shuffle(builder, values[3], values[3], range(start, start + WIDTH // 2))
+            place = builder.bitcast(builder.gep(values[0], [index]), half)
+            builder.store(part, place, align=_alignment(lanes.scalar))
+        return context.get_dummy_value()
+
+    return types.void(array, types.int64, types.int64, lanes), lower
+
+
+@intrinsic
 def prefetch(typing_context, array, index):
     """Ask for the cache line of ``array[index]``, which may lie outside the array."""
 
