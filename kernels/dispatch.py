@@ -17,12 +17,13 @@ import torch
 
 from trellis_ts.errors import BackendError
 from trellis_ts.kernels.memory.chunked import chunked, why_not_chunked
+from trellis_ts.kernels.memory.cpu import cpu, cpu_in_place, why_not_cpu
 from trellis_ts.kernels.memory.reference import reference
-from trellis_ts.kernels.memory.types import Problem, Run
+from trellis_ts.kernels.memory.types import Problem, Run, RunInPlace
 
 logger = logging.getLogger(__name__)
 
-Implementation = Literal["auto", "chunked", "reference"]
+Implementation = Literal["auto", "cpu", "chunked", "reference"]
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,9 @@ class Entry:
 
     Asked with None for the problem: why this machine cannot run it at all.
     """
+    run_in_place: RunInPlace | None = None
+    """The same without gradients, leaving the final state in the initial one's tensors, if that can be had cheaper
+    than by a copy."""
 
 
 def _why_not_reference(problem: Problem | None) -> None:
@@ -43,6 +47,7 @@ def _why_not_reference(problem: Problem | None) -> None:
 
 # In the order ``auto`` prefers them. The reference runs everything and comes last.
 IMPLEMENTATIONS: dict[str, Entry] = {
+    "cpu": Entry(run=cpu, why_not=why_not_cpu, run_in_place=cpu_in_place),
     "chunked": Entry(run=chunked, why_not=why_not_chunked),
     "reference": Entry(run=reference, why_not=_why_not_reference),
 }

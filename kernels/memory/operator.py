@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from trellis_ts.errors import ConfigError
 from trellis_ts.kernels import dispatch
 from trellis_ts.kernels.dispatch import Implementation
 from trellis_ts.kernels.memory.checks import check_state, check_tokens
@@ -87,7 +89,7 @@ def trellis_memory(
     sizes = check_tokens(tokens, has_time=True)
     if initial_state is None:
         shape = (sizes["batch"], sizes["head"], sizes["slot"], sizes["dim"])
-        zero = query.new_zeros(shape, dtype=STATE_DTYPES[query.dtype])
+        zero = query.new_zeros((), dtype=STATE_DTYPES[query.dtype]).expand(shape)
         initial_state = MemoryState(zero, zero)
     else:
         check_state("initial_state", initial_state, query, sizes)
@@ -107,6 +109,7 @@ def trellis_memory_step(
     read_activation: ReadActivation = "ln_silu",
     write_epsilon: float = 1e-6,
     second_order: bool = True,
+    inplace: bool = False,
     implementation: Implementation = "auto",
 ) -> tuple[Float[Tensor, "batch head dim"], MemoryState]:
     """Write and read one token: ``trellis_memory`` on a sequence of length one, with ``chunk_length=1``.
@@ -118,11 +121,14 @@ def trellis_memory_step(
         target: see ``query``.
         log_forget: see ``query``.
         step_size: see ``query``.
-        state: the state the last step returned, each memory ``[batch, head, slot, dim]``; it is not modified.
+        state: the state the last step returned, each memory ``[batch, head, slot, dim]``; it is not modified unless
+            ``inplace``.
         write_activation: as for ``trellis_memory``; so are the rest.
         read_activation: see ``write_activation``.
         write_epsilon: see ``write_activation``.
         second_order: see ``write_activation``.
+        inplace: leave the new state in the tensors of ``state``, which saves allocating it; only where autograd
+            records nothing.
         implementation: see ``write_activation``.
 
     Returns:
@@ -135,13 +141,36 @@ def trellis_memory_step(
     tokens = Tokens(query, key, value, target, log_forget, step_size)
     options = Options(write_activation, read_activation, write_epsilon, chunk_length=1, second_order=second_order)
     check_state("state", state, query, check_tokens(tokens, has_time=False))
-    output, state = _run(Tokens(*(tensor.unsqueeze(1) for tensor in tokens)), state, options, implementation)
+    sequence = Tokens(*(tensor.unsqueeze(1) for tensor in tokens))
+    if inplace:
+        return _run_in_place(sequence, MemoryState(*state), options, implementation).squeeze(1), MemoryState(*state)
+    output, state = _run(sequence, state, options, implementation)
     return output.squeeze(1), state
 
 
 def _run(
     tokens: Tokens, initial_state: MemoryState, options: Options, implementation: Implementation
 ) -> tuple[Float[Tensor, "batch time head dim"], MemoryState]:
+    return _chosen(tokens, options, implementation).run(tokens, MemoryState(*initial_state), options)
+
+
+def _run_in_place(
+    tokens: Tokens, state: MemoryState, options: Options, implementation: Implementation
+) -> Float[Tensor, "batch time head dim"]:
+    if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (*tokens, *state)):
+        raise ConfigError(
+            "inplace=True would overwrite a state that autograd needs; call it under torch.no_grad(), or leave it out"
+        )
+    entry = _chosen(tokens, options, implementation)
+    if entry.run_in_place is not None:
+        return entry.run_in_place(tokens, state, options)
+    output, final_state = entry.run(tokens, state, options)
+    for memory, final in zip(state, final_state, strict=True):
+        memory.copy_(final)
+    return output
+
+
+def _chosen(tokens: Tokens, options: Options, implementation: Implementation) -> dispatch.Entry:
     batch, num_tokens, num_heads, num_slots = tokens.target.shape
     problem = Problem(
         device=tokens.query.device,
@@ -152,5 +181,4 @@ def _run(
         head_dim=tokens.query.shape[-1],
         options=options,
     )
-    chosen = dispatch.choose(implementation, problem)
-    return dispatch.IMPLEMENTATIONS[chosen].run(tokens, MemoryState(*initial_state), options)
+    return dispatch.IMPLEMENTATIONS[dispatch.choose(implementation, problem)]

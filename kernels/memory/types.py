@@ -91,3 +91,10 @@ class Run(Protocol):
         self, tokens: Tokens, initial_state: MemoryState, options: Options
     ) -> tuple[Float[Tensor, "batch time head dim"], MemoryState]:
         """Return the output in the tokens' dtype, and the final state in the initial state's."""
+
+
+class RunInPlace(Protocol):
+    """``Run`` without gradients, on a state that it overwrites."""
+
+    def __call__(self, tokens: Tokens, state: MemoryState, options: Options) -> Float[Tensor, "batch time head dim"]:
+        """Return the output, and leave the final state in the tensors of ``state``."""

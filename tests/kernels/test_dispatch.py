@@ -15,6 +15,7 @@ import torch
 from trellis_ts import config, kernels
 from trellis_ts.errors import BackendError
 from trellis_ts.kernels import dispatch, implementations, trellis_memory
+from trellis_ts.kernels.memory import cpu
 from trellis_ts.kernels.memory.reference import reference
 from trellis_ts.kernels.memory.types import ReadActivation, WriteActivation
 
@@ -70,8 +71,19 @@ def test_auto_takes_the_first_that_can(picky, make_inputs):
     assert picky == [torch.float32]
 
 
+def test_the_compiled_recurrence_gives_its_reasons(monkeypatch, make_inputs):
+    with pytest.raises(BackendError, match="it computes the exact recurrence, chunk_length=1, only; use 'auto' or 'ref"):
+        trellis_memory(**make_inputs(), chunk_length=2, implementation="cpu")
+    with pytest.raises(BackendError, match="but the tensors are on meta; use 'auto' or 'reference'"):
+        trellis_memory(**{name: tensor.to("meta") for name, tensor in make_inputs().items()}, implementation="cpu")
+    monkeypatch.setattr(cpu, "_has_numba", lambda: False)
+    assert implementations()["cpu"] == "Numba is not installed"
+    output, _ = trellis_memory(**make_inputs())
+    assert torch.equal(output, trellis_memory(**make_inputs(), implementation="reference")[0])
+
+
 def test_a_request_by_name_never_falls_back(picky, make_inputs):
-    message = "implementation='picky' was asked for, but torch.float64 is not float32; use 'auto' or 'reference'"
+    message = "implementation='picky' was asked for, but torch.float64 is not float32; use 'auto' or 'cpu', 'reference'"
     with pytest.raises(BackendError, match=message):
         trellis_memory(**make_inputs(), implementation="picky")
     assert picky == []
@@ -88,7 +100,7 @@ def test_a_choice_is_logged_once(fresh_log, picky, make_inputs):
         trellis_memory(**make_inputs(time=time))
         trellis_memory(**{name: tensor.float() for name, tensor in make_inputs(time=time).items()})
     assert [(record.levelname, record.message) for record in fresh_log.records] == [
-        ("INFO", "memory on cpu in float64: 'reference'; not 'picky': torch.float64 is not float32"),
+        ("INFO", "memory on cpu in float64: 'cpu'; not 'picky': torch.float64 is not float32"),
         ("INFO", "memory on cpu in float32: 'picky'"),
     ]
 
