@@ -16,12 +16,13 @@ from typing import Literal
 import torch
 
 from trellis_ts.errors import BackendError
+from trellis_ts.kernels.memory import launch
 from trellis_ts.kernels.memory.reference import reference
 from trellis_ts.kernels.memory.types import Problem, Run
 
 logger = logging.getLogger(__name__)
 
-Implementation = Literal["auto", "reference"]
+Implementation = Literal["auto", "triton", "reference"]
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,10 @@ def _why_not_reference(problem: Problem | None) -> None:
 
 
 # In the order ``auto`` prefers them. The reference runs everything and comes last.
-IMPLEMENTATIONS: dict[str, Entry] = {"reference": Entry(run=reference, why_not=_why_not_reference)}
+IMPLEMENTATIONS: dict[str, Entry] = {
+    "triton": Entry(run=launch.run, why_not=launch.why_not),
+    "reference": Entry(run=reference, why_not=_why_not_reference),
+}
 
 _logged: set[str] = set()
 
