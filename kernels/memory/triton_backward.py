@@ -97,6 +97,14 @@ def write_backward(
 
 
 @triton.jit
+def replay(b_S, p_u, p_w, p_log_forget, p_step_size, o_token, o_d, m_row, m_m, m_d, D: tl.constexpr):
+    """Write one token again, given its ``u``."""
+    b_b, b_g = load_gates(p_log_forget, p_step_size, o_token, m_row)
+    b_u = tl.load(p_u, mask=m_m, other=0.0)
+    return advance(b_S, b_u, load_vector(p_w, o_token, o_d, m_d, D), b_b, b_g)
+
+
+@triton.jit
 def store_vector(p, b, o_token, o, m, WIDTH: tl.constexpr):
     """Write every token of a block to row ``o_token`` of a ``[tokens, WIDTH]`` tensor, in that tensor's dtype."""
     tl.store(p + o_token[:, None] * WIDTH + o[None, :], b.to(p.dtype.element_ty), mask=m)
@@ -217,19 +225,6 @@ def exact_backward_kernel(
 
         for i_back in range(0, num_tokens):
             i = num_tokens - 1 - i_back
-            p_state = p_kept + (i // REPLAY) * (2 * M * D)
-            b_K = tl.load(p_state, mask=m_state, other=0.0)
-            b_V = tl.load(p_state + M * D, mask=m_state, other=0.0)
-            if REPLAY > 1:
-                for j in range(i // REPLAY * REPLAY, i):
-                    o_token = o_start + tl.cast(j, tl.int64) * H
-                    p_vector = p_kept_vector + j * (6 * M)
-                    b_b, b_g = load_gates(p_log_forget, p_step_size, o_token, m_row)
-                    b_w = load_vector(p_key, o_token, o_d, m_d, D)
-                    b_K = advance(b_K, tl.load(p_vector + M, mask=m_m, other=0.0), b_w, b_b, b_g)
-                    b_w = load_vector(p_value, o_token, o_d, m_d, D)
-                    b_V = advance(b_V, tl.load(p_vector + 3 * M, mask=m_m, other=0.0), b_w, b_b, b_g)
-
             o_token = o_start + tl.cast(i, tl.int64) * H
             p_vector = p_kept_vector + i * (6 * M)
             b_a = load_vector(p_target, o_token, o_m, m_m, M)
@@ -241,8 +236,13 @@ def exact_backward_kernel(
             b_z = tl.load(p_vector + 2 * M, mask=m_m, other=0.0)
             b_u = tl.load(p_vector + 3 * M, mask=m_m, other=0.0)
             b_w = load_vector(p_value, o_token, o_d, m_d, D)
+            b_S = tl.load(p_kept + (i // REPLAY) * (2 * M * D) + M * D, mask=m_state, other=0.0)
+            for j in range(i // REPLAY * REPLAY, i):
+                p_u = p_kept_vector + (j * 6 + 3) * M
+                o_replayed = o_start + tl.cast(j, tl.int64) * H
+                b_S = replay(b_S, p_u, p_value, p_log_forget, p_step_size, o_replayed, o_d, m_row, m_m, m_d, D)
             b_GV, b_wbar, b_abar, b_bbar, b_gbar = write_backward(
-                b_GV, b_V, b_z, b_u, b_a, b_w, b_b, b_g, m_m, epsilon, M, WRITE, SECOND_ORDER
+                b_GV, b_S, b_z, b_u, b_a, b_w, b_b, b_g, m_m, epsilon, M, WRITE, SECOND_ORDER
             )
             store_vector(p_value_grad, b_wbar, o_token, o_d, m_d, D)
 
@@ -252,8 +252,13 @@ def exact_backward_kernel(
             b_z = tl.load(p_vector, mask=m_m, other=0.0)
             b_u = tl.load(p_vector + M, mask=m_m, other=0.0)
             b_w = load_vector(p_key, o_token, o_d, m_d, D)
+            b_S = tl.load(p_kept + (i // REPLAY) * (2 * M * D), mask=m_state, other=0.0)
+            for j in range(i // REPLAY * REPLAY, i):
+                p_u = p_kept_vector + (j * 6 + 1) * M
+                o_replayed = o_start + tl.cast(j, tl.int64) * H
+                b_S = replay(b_S, p_u, p_key, p_log_forget, p_step_size, o_replayed, o_d, m_row, m_m, m_d, D)
             b_GK, b_wbar, b_abar_key, b_bbar_key, b_gbar_key = write_backward(
-                b_GK, b_K, b_z, b_u, b_a, b_w, b_b, b_g, m_m, epsilon, M, WRITE, SECOND_ORDER
+                b_GK, b_S, b_z, b_u, b_a, b_w, b_b, b_g, m_m, epsilon, M, WRITE, SECOND_ORDER
             )
             store_vector(p_key_grad, b_wbar, o_token, o_d, m_d, D)
 
