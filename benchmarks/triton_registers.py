@@ -114,9 +114,12 @@ def table(**activations_and_dtype: str) -> Iterator[Launch]:
             yield Launch(
                 kernel, slots, area // slots, 1, tuned.num_warps, tuned.rows, tuned.replay, **activations_and_dtype
             )
-    for (size, chunk_length), tuned_chunk in tuning.CHUNK.items():
-        for field, num_warps in tuned_chunk._asdict().items():
-            yield Launch(f"chunk_{field}_kernel", size, size, chunk_length, num_warps, **activations_and_dtype)
+    for size, chunk_length in itertools.product(tuning.CHUNK, tuning.CHUNK_LENGTHS):
+        for field, num_warps in tuning.CHUNK[max(size, chunk_length)]._asdict().items():
+            parts = ("key_", "value_") if field.startswith("reads") else ("",)
+            for part in parts:
+                kernel = f"chunk_{part}{field}_kernel"
+                yield Launch(kernel, size, size, chunk_length, num_warps, **activations_and_dtype)
 
 
 def measure(launch: Launch, capability: int) -> Usage:

@@ -14,11 +14,12 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
+from torch import Tensor
 
 from trellis_ts.errors import BackendError
 from trellis_ts.kernels.memory import launch
 from trellis_ts.kernels.memory.reference import reference
-from trellis_ts.kernels.memory.types import Problem, Run
+from trellis_ts.kernels.memory.types import MemoryState, Options, Problem, Run, Tokens
 
 logger = logging.getLogger(__name__)
 
@@ -35,6 +36,8 @@ class Entry:
 
     Asked with None for the problem: why this machine cannot run it at all.
     """
+    step_in_place: Callable[[Tokens, MemoryState, Options], Tensor] | None = None
+    """Runs without gradients, writing the final state over the initial one, where that saves anything."""
 
 
 def _why_not_reference(problem: Problem | None) -> None:
@@ -43,7 +46,7 @@ def _why_not_reference(problem: Problem | None) -> None:
 
 # In the order ``auto`` prefers them. The reference runs everything and comes last.
 IMPLEMENTATIONS: dict[str, Entry] = {
-    "triton": Entry(run=launch.run, why_not=launch.why_not),
+    "triton": Entry(run=launch.run, why_not=launch.why_not, step_in_place=launch.step_in_place),
     "reference": Entry(run=reference, why_not=_why_not_reference),
 }
 

@@ -20,9 +20,13 @@ from trellis_ts.kernels.memory import tuning
 from trellis_ts.kernels.memory.types import MemoryState, Options, Problem, Tokens
 
 
+# Asked once, at import: torch.compile cannot look through it. It does not import Triton.
+_IS_INSTALLED = importlib.util.find_spec("triton") is not None
+
+
 def why_not(problem: Problem | None) -> str | None:
     """Say why the kernels cannot run ``problem``, or, for None, why they cannot run on this machine at all."""
-    if importlib.util.find_spec("triton") is None:
+    if not _IS_INSTALLED:
         return "Triton is not installed"
     if os.environ.get("TRITON_INTERPRET") != "1":
         if problem is None:
@@ -97,19 +101,21 @@ def memory_forward(
         _launch_exact_forward(shape, inputs, (output, *finals, checkpoint), options, keep)
     elif shape.num_rows:
         states = _launch_chunk_states(shape, inputs, (final_key_memory, final_value_memory), options, chunk_length)
+        answers = _launch_key_reads(shape, inputs, states, options, chunk_length)
         with _on(query):
             from trellis_ts.kernels.memory import triton_forward
 
-            triton_forward.chunk_output_kernel[(shape.num_rows * shape.num_chunks(chunk_length),)](
-                *inputs[:6],
+            triton_forward.chunk_value_reads_kernel[(shape.num_rows * shape.num_chunks(chunk_length),)](
+                *inputs[2:6],
                 states,
+                answers,
                 output,
                 *shape.times,
                 write_epsilon,
                 **shape.chunk_blocks(chunk_length),
                 WRITE=write_activation,
                 READ=read_activation,
-                num_warps=shape.chunk_tuning(chunk_length).output,
+                num_warps=shape.chunk_tuning(chunk_length).reads,
                 num_stages=1,
             )
     return output, final_key_memory, final_value_memory, checkpoint
@@ -282,7 +288,8 @@ class _Shape:
         return {"M": self.num_slots, "D": self.head_dim, "BM": padded_slots, "BD": padded_dim, "BT": chunk_length}
 
     def chunk_tuning(self, chunk_length: int) -> tuning.Chunk:
-        return tuning.CHUNK[max(tuning.padded(self.num_slots, 16), tuning.padded(self.head_dim, 16)), chunk_length]
+        blocks = self.chunk_blocks(chunk_length)
+        return tuning.CHUNK[max(blocks["BM"], blocks["BD"], blocks["BT"])]
 
     def state_grid(self, chunk_length: int, write_activation: str) -> tuple[tuple[int, int, int], dict[str, int]]:
         """Return grid and blocks of the kernels that go through the chunks in order."""
@@ -417,6 +424,30 @@ def _launch_chunk_states(
     return states
 
 
+def _launch_key_reads(
+    shape: _Shape, inputs: Sequence[Tensor], states: Tensor, options: tuple[str, str, float], chunk_length: int
+) -> Tensor:
+    """Return what the key memory answers to every query, in float32."""
+    from trellis_ts.kernels.memory import triton_forward
+
+    write_activation, _, write_epsilon = options
+    answers = torch.empty_like(inputs[3], dtype=torch.float32)
+    with _on(states):
+        triton_forward.chunk_key_reads_kernel[(shape.num_rows * shape.num_chunks(chunk_length),)](
+            *inputs[:2],
+            *inputs[3:6],
+            states,
+            answers,
+            *shape.times,
+            write_epsilon,
+            **shape.chunk_blocks(chunk_length),
+            WRITE=write_activation,
+            num_warps=shape.chunk_tuning(chunk_length).reads,
+            num_stages=1,
+        )
+    return answers
+
+
 def _launch_chunk_backward(
     shape: _Shape,
     inputs: Sequence[Tensor],
@@ -436,17 +467,17 @@ def _launch_chunk_backward(
 
     # The final memories are not wanted again; the initial ones' gradients are written only later.
     states = _launch_chunk_states(shape, inputs, gradients[6:], options, chunk_length)
+    answers = _launch_key_reads(shape, inputs, states, options, chunk_length)
     states_grad = torch.empty_like(states)
     key_part, value_part = (torch.empty_like(tensor, dtype=torch.float32) for tensor in inputs[1:3])
     step_size_part, decay_part = (torch.empty_like(tensor, dtype=torch.float32) for tensor in inputs[4:6])
     write_grad = states.new_empty((*inputs[4].shape, 2, shape.num_slots))
     with _on(states):
-        triton_backward.chunk_reads_backward_kernel[grid](
-            *inputs[:6],
+        triton_backward.chunk_value_reads_backward_kernel[grid](
+            *inputs[2:6],
             states,
             cotangents[0],
-            gradients[0],
-            key_part,
+            answers,
             value_part,
             write_grad,
             step_size_part,
@@ -457,6 +488,24 @@ def _launch_chunk_backward(
             **blocks,
             WRITE=write_activation,
             READ=read_activation,
+            num_warps=tuned.reads_backward,
+            num_stages=1,
+        )
+        triton_backward.chunk_key_reads_backward_kernel[grid](
+            *inputs[:2],
+            *inputs[3:6],
+            states,
+            answers,
+            gradients[0],
+            key_part,
+            write_grad,
+            step_size_part,
+            decay_part,
+            states_grad,
+            *shape.times,
+            write_epsilon,
+            **blocks,
+            WRITE=write_activation,
             num_warps=tuned.reads_backward,
             num_stages=1,
         )

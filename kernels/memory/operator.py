@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from trellis_ts.errors import ConfigError
 from trellis_ts.kernels import dispatch
 from trellis_ts.kernels.dispatch import Implementation
 from trellis_ts.kernels.memory.checks import check_state, check_tokens
@@ -107,6 +109,7 @@ def trellis_memory_step(
     read_activation: ReadActivation = "ln_silu",
     write_epsilon: float = 1e-6,
     second_order: bool = True,
+    in_place: bool = False,
     implementation: Implementation = "auto",
 ) -> tuple[Float[Tensor, "batch head dim"], MemoryState]:
     """Write and read one token: ``trellis_memory`` on a sequence of length one, with ``chunk_length=1``.
@@ -118,30 +121,55 @@ def trellis_memory_step(
         target: see ``query``.
         log_forget: see ``query``.
         step_size: see ``query``.
-        state: the state the last step returned, each memory ``[batch, head, slot, dim]``; it is not modified.
-        write_activation: as for ``trellis_memory``; so are the rest.
+        state: the state the last step returned, each memory ``[batch, head, slot, dim]``; it is not modified unless
+            ``in_place`` says so.
+        write_activation: as for ``trellis_memory``; so are the next three.
         read_activation: see ``write_activation``.
         write_epsilon: see ``write_activation``.
         second_order: see ``write_activation``.
-        implementation: see ``write_activation``.
+        in_place: write the new state over ``state``, which is then also what is returned. No gradient can flow
+            through a state that is gone, so this is refused where one would have to.
+        implementation: as for ``trellis_memory``.
 
     Returns:
         The output ``[batch, head, dim]`` and the state to hand to the next step.
 
     Raises:
-        ConfigError: as for ``trellis_memory``.
+        ConfigError: as for ``trellis_memory``, or ``in_place`` where a gradient is wanted.
         BackendError: as for ``trellis_memory``.
     """
     tokens = Tokens(query, key, value, target, log_forget, step_size)
     options = Options(write_activation, read_activation, write_epsilon, chunk_length=1, second_order=second_order)
     check_state("state", state, query, check_tokens(tokens, has_time=False))
-    output, state = _run(Tokens(*(tensor.unsqueeze(1) for tensor in tokens)), state, options, implementation)
+    sequence = Tokens(*(tensor.unsqueeze(1) for tensor in tokens))
+    if in_place:
+        if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (*tokens, *state)):
+            raise ConfigError("in_place=True overwrites a state that a gradient needs; call it under torch.no_grad()")
+        return _step_in_place(sequence, state, options, implementation).squeeze(1), state
+    output, state = _run(sequence, state, options, implementation)
     return output.squeeze(1), state
 
 
 def _run(
     tokens: Tokens, initial_state: MemoryState, options: Options, implementation: Implementation
 ) -> tuple[Float[Tensor, "batch time head dim"], MemoryState]:
+    chosen = _choose(tokens, options, implementation)
+    return dispatch.IMPLEMENTATIONS[chosen].run(tokens, MemoryState(*initial_state), options)
+
+
+def _step_in_place(
+    tokens: Tokens, state: MemoryState, options: Options, implementation: Implementation
+) -> Float[Tensor, "batch time head dim"]:
+    entry = dispatch.IMPLEMENTATIONS[_choose(tokens, options, implementation)]
+    if entry.step_in_place is not None:
+        return entry.step_in_place(tokens, state, options)
+    output, new_state = entry.run(tokens, MemoryState(*state), options)
+    for memory, new in zip(state, new_state, strict=True):
+        memory.copy_(new)
+    return output
+
+
+def _choose(tokens: Tokens, options: Options, implementation: Implementation) -> str:
     batch, num_tokens, num_heads, num_slots = tokens.target.shape
     problem = Problem(
         device=tokens.query.device,
@@ -152,5 +180,4 @@ def _run(
         head_dim=tokens.query.shape[-1],
         options=options,
     )
-    chosen = dispatch.choose(implementation, problem)
-    return dispatch.IMPLEMENTATIONS[chosen].run(tokens, MemoryState(*initial_state), options)
+    return dispatch.choose(implementation, problem)

@@ -276,17 +276,14 @@ def exact_backward_kernel(
 
 
 @triton.jit(do_not_specialize=["T", "H"])
-def chunk_reads_backward_kernel(
-    p_query,
-    p_key,
+def chunk_value_reads_backward_kernel(
     p_value,
     p_target,
     p_log_forget,
     p_step_size,
     p_states,
     p_output_grad,
-    p_query_grad,
-    p_key_part,
+    p_read,
     p_value_part,
     p_write_grad,
     p_step_size_part,
@@ -303,16 +300,94 @@ def chunk_reads_backward_kernel(
     WRITE: tl.constexpr,
     READ: tl.constexpr,
 ):
-    """All that reaches the inputs of one chunk, its writes' ``u`` and the states at its start by way of its reads.
+    """All that reaches one chunk's values, their writes' ``u`` and the value memory at its start by way of its reads.
 
     What it leaves in ``*_part`` lacks what comes by way of later chunks; the decays' part is the gradient of the
-    cumulated logarithms. ``p_write_grad`` is ``[B, T, H, 2, M]``, ``p_states_grad`` like ``p_states``.
+    cumulated logarithms. ``p_read`` comes with what was read from the key memory and leaves with its gradient.
+    ``p_write_grad`` is ``[B, T, H, 2, M]``, ``p_states_grad`` like ``p_states``.
     """
     num_chunks = tl.cdiv(T, BT)
     i_program = tl.program_id(0).to(tl.int64)
     i_row = i_program // num_chunks
     i_chunk = i_program % num_chunks
-    DTYPE: tl.constexpr = p_query.dtype.element_ty
+    DTYPE: tl.constexpr = p_target.dtype.element_ty
+    o_m = tl.arange(0, BM)
+    o_d = tl.arange(0, BD)
+    o_t = tl.arange(0, BT)
+    o_time = i_chunk * BT + o_t
+    m_t = o_time < T
+    m_slot = (o_m < M)[None, :]
+    m_m = m_t[:, None] & m_slot
+    m_d = m_t[:, None] & (o_d < D)[None, :]
+    m_state = (o_m < M)[:, None] & (o_d < D)[None, :]
+    o_token = (i_row // H * T + o_time) * H + i_row % H
+    o_state = (i_program * 2 + 1) * (M * D) + o_m[:, None] * D + o_d[None, :]
+    o_vector = o_token[:, None] * M + o_m[None, :]
+
+    b_S = tl.load(p_states + o_state, mask=m_state, other=0.0)
+    b_w = load_vector(p_value, o_token, o_d, m_d, D)
+    b_z = matmul(b_w, tl.trans(b_S), DTYPE)
+    b_a = load_vector(p_target, o_token, o_m, m_m, M)
+    b_u = write_gradient(b_z, b_a, m_slot, epsilon, M, WRITE)
+    b_r = read(tl.load(p_read + o_vector, mask=m_m, other=0.0), m_slot, M, READ)
+    b_ybar = load_vector(p_output_grad, o_token, o_d, m_d, D)
+    b_g = tl.load(p_step_size + o_token, mask=m_t, other=0.0).to(tl.float32)
+    b_cum, b_shut, _ = load_decays(p_log_forget, o_token, m_t)
+    b_mu = tl.where(b_shut == 0, tl.exp(b_cum), 0.0)[:, None]
+
+    # Y = mu R S - P W, where P = (R U^T) omega g.
+    tl.store(p_states_grad + o_state, matmul(tl.trans(b_mu * b_r), b_ybar, DTYPE), mask=m_state)
+    b_rbar = b_mu * matmul(b_ybar, tl.trans(b_S), DTYPE)
+    b_cumbar = tl.sum(b_rbar * b_r, axis=1)
+    b_omega = decays_between(b_cum, b_shut, o_t)
+    b_p = matmul(b_r, tl.trans(b_u), DTYPE) * b_omega
+    b_pbar = -matmul(b_ybar, tl.trans(b_w), DTYPE)
+    b_through = b_p * b_pbar
+    tl.store(p_step_size_part + o_token, tl.sum(b_through, axis=0), mask=m_t)
+    b_through *= b_g[None, :]
+    b_cumbar += tl.sum(b_through, axis=1) - tl.sum(b_through, axis=0)
+    tl.store(p_decay_part + o_token, b_cumbar, mask=m_t)
+    b_wbar = -matmul(tl.trans(b_p * b_g[None, :]), b_ybar, DTYPE)
+    tl.store(p_value_part + o_token[:, None] * D + o_d[None, :], b_wbar, mask=m_d)
+    b_pbar *= b_omega * b_g[None, :]
+    b_ubar = matmul(tl.trans(b_pbar), b_r, DTYPE)
+    tl.store(p_write_grad + (o_token[:, None] * 2 + 1) * M + o_m[None, :], b_ubar, mask=m_m)
+    b_rbar += matmul(b_pbar, b_u, DTYPE)
+    b_y = tl.load(p_read + o_vector, mask=m_m, other=0.0)
+    tl.store(p_read + o_vector, read_vjp(b_y, b_r, b_rbar, m_slot, M, READ), mask=m_m)
+
+
+@triton.jit(do_not_specialize=["T", "H"])
+def chunk_key_reads_backward_kernel(
+    p_query,
+    p_key,
+    p_target,
+    p_log_forget,
+    p_step_size,
+    p_states,
+    p_read_grad,
+    p_query_grad,
+    p_key_part,
+    p_write_grad,
+    p_step_size_part,
+    p_decay_part,
+    p_states_grad,
+    T,
+    H,
+    epsilon,
+    M: tl.constexpr,
+    D: tl.constexpr,
+    BM: tl.constexpr,
+    BD: tl.constexpr,
+    BT: tl.constexpr,
+    WRITE: tl.constexpr,
+):
+    """The same for queries, keys and the key memory, from the gradient of what was read; adds to two of the parts."""
+    num_chunks = tl.cdiv(T, BT)
+    i_program = tl.program_id(0).to(tl.int64)
+    i_row = i_program // num_chunks
+    i_chunk = i_program % num_chunks
+    DTYPE: tl.constexpr = p_target.dtype.element_ty
     o_m = tl.arange(0, BM)
     o_d = tl.arange(0, BD)
     o_t = tl.arange(0, BT)
@@ -324,66 +399,38 @@ def chunk_reads_backward_kernel(
     m_state = (o_m < M)[:, None] & (o_d < D)[None, :]
     o_token = (i_row // H * T + o_time) * H + i_row % H
     o_state = i_program * (2 * M * D) + o_m[:, None] * D + o_d[None, :]
+    o_vector = o_token[:, None] * D + o_d[None, :]
 
+    b_S = tl.load(p_states + o_state, mask=m_state, other=0.0)
+    b_w = load_vector(p_key, o_token, o_d, m_d, D)
+    b_z = matmul(b_w, tl.trans(b_S), DTYPE)
     b_a = load_vector(p_target, o_token, o_m, m_m, M)
+    b_u = write_gradient(b_z, b_a, m_slot, epsilon, M, WRITE)
+    b_q = load_vector(p_query, o_token, o_d, m_d, D)
+    b_ybar = load_vector(p_read_grad, o_token, o_m, m_m, M)
     b_g = tl.load(p_step_size + o_token, mask=m_t, other=0.0).to(tl.float32)
     b_cum, b_shut, _ = load_decays(p_log_forget, o_token, m_t)
     b_mu = tl.where(b_shut == 0, tl.exp(b_cum), 0.0)[:, None]
+
+    # Y = mu Q S^T - P U, where P = (Q W^T) omega g.
+    tl.store(p_states_grad + o_state, matmul(tl.trans(b_mu * b_ybar), b_q, DTYPE), mask=m_state)
+    b_qbar = b_mu * matmul(b_ybar, b_S, DTYPE)
+    b_cumbar = tl.sum(b_qbar * b_q, axis=1) + tl.load(p_decay_part + o_token, mask=m_t, other=0.0)
     b_omega = decays_between(b_cum, b_shut, o_t)
-
-    # The key pass forwards.
-    b_S = tl.load(p_states + o_state, mask=m_state, other=0.0)
-    b_w = load_vector(p_key, o_token, o_d, m_d, D)
-    b_q = load_vector(p_query, o_token, o_d, m_d, D)
-    b_u = write_gradient(matmul(b_w, tl.trans(b_S), DTYPE), b_a, m_slot, epsilon, M, WRITE)
-    b_p = matmul(b_q, tl.trans(b_w), DTYPE) * b_omega * b_g[None, :]
-    b_y = b_mu * matmul(b_q, tl.trans(b_S), DTYPE) - matmul(b_p, b_u, DTYPE)
-    b_r = read(b_y, m_slot, M, READ)
-
-    # The value pass backwards: Y = mu R S - P W, where P = (R U^T) omega g.
-    b_S = tl.load(p_states + o_state + M * D, mask=m_state, other=0.0)
-    b_w = load_vector(p_value, o_token, o_d, m_d, D)
-    b_ybar = load_vector(p_output_grad, o_token, o_d, m_d, D)
-    b_u = write_gradient(matmul(b_w, tl.trans(b_S), DTYPE), b_a, m_slot, epsilon, M, WRITE)
-    b_p = matmul(b_r, tl.trans(b_u), DTYPE) * b_omega
-    b_pbar = -matmul(b_ybar, tl.trans(b_w), DTYPE)
-    b_through = b_p * b_pbar
-    b_gbar = tl.sum(b_through, axis=0)
-    b_through *= b_g[None, :]
-    b_cumbar = tl.sum(b_through, axis=1) - tl.sum(b_through, axis=0)
-    b_wbar = -matmul(tl.trans(b_p * b_g[None, :]), b_ybar, DTYPE)
-    tl.store(p_value_part + o_token[:, None] * D + o_d[None, :], b_wbar, mask=m_d)
-    b_pbar *= b_omega * b_g[None, :]
-    b_ubar = matmul(tl.trans(b_pbar), b_r, DTYPE)
-    tl.store(p_write_grad + (o_token[:, None] * 2 + 1) * M + o_m[None, :], b_ubar, mask=m_m)
-    tl.store(p_states_grad + o_state + M * D, matmul(tl.trans(b_mu * b_r), b_ybar, DTYPE), mask=m_state)
-    b_direct = b_mu * matmul(b_ybar, tl.trans(b_S), DTYPE)
-    b_cumbar += tl.sum(b_direct * b_r, axis=1)
-    b_yhatbar = read_vjp(b_y, b_r, b_direct + matmul(b_pbar, b_u, DTYPE), m_slot, M, READ)
-
-    # The key pass backwards: Yhat = mu Q S^T - P U, where P = (Q W^T) omega g.
-    b_S = tl.load(p_states + o_state, mask=m_state, other=0.0)
-    b_w = load_vector(p_key, o_token, o_d, m_d, D)
-    b_q = load_vector(p_query, o_token, o_d, m_d, D)
-    b_u = write_gradient(matmul(b_w, tl.trans(b_S), DTYPE), b_a, m_slot, epsilon, M, WRITE)
     b_p = matmul(b_q, tl.trans(b_w), DTYPE) * b_omega
-    b_pbar = -matmul(b_yhatbar, tl.trans(b_u), DTYPE)
+    b_pbar = -matmul(b_ybar, tl.trans(b_u), DTYPE)
     b_through = b_p * b_pbar
-    b_gbar += tl.sum(b_through, axis=0)
+    b_gbar = tl.sum(b_through, axis=0) + tl.load(p_step_size_part + o_token, mask=m_t, other=0.0)
+    tl.store(p_step_size_part + o_token, b_gbar, mask=m_t)
     b_through *= b_g[None, :]
     b_cumbar += tl.sum(b_through, axis=1) - tl.sum(b_through, axis=0)
-    b_ubar = -matmul(tl.trans(b_p * b_g[None, :]), b_yhatbar, DTYPE)
+    tl.store(p_decay_part + o_token, b_cumbar, mask=m_t)
+    b_ubar = -matmul(tl.trans(b_p * b_g[None, :]), b_ybar, DTYPE)
     tl.store(p_write_grad + o_token[:, None] * (2 * M) + o_m[None, :], b_ubar, mask=m_m)
     b_pbar *= b_omega * b_g[None, :]
-    b_wbar = matmul(tl.trans(b_pbar), b_q, DTYPE)
-    tl.store(p_key_part + o_token[:, None] * D + o_d[None, :], b_wbar, mask=m_d)
-    tl.store(p_states_grad + o_state, matmul(tl.trans(b_mu * b_yhatbar), b_q, DTYPE), mask=m_state)
-    b_direct = b_mu * matmul(b_yhatbar, b_S, DTYPE)
-    b_cumbar += tl.sum(b_direct * b_q, axis=1)
-    b_qbar = b_direct + matmul(b_pbar, b_w, DTYPE)
-    tl.store(p_query_grad + o_token[:, None] * D + o_d[None, :], b_qbar.to(DTYPE), mask=m_d)
-    tl.store(p_step_size_part + o_token, b_gbar, mask=m_t)
-    tl.store(p_decay_part + o_token, b_cumbar, mask=m_t)
+    tl.store(p_key_part + o_vector, matmul(tl.trans(b_pbar), b_q, DTYPE), mask=m_d)
+    b_qbar += matmul(b_pbar, b_w, DTYPE)
+    tl.store(p_query_grad + o_vector, b_qbar.to(DTYPE), mask=m_d)
 
 
 @triton.jit(do_not_specialize=["T", "H"])
@@ -464,35 +511,6 @@ def chunk_states_backward_kernel(
     tl.store(p_initial_grad + i_row * (M * D) + o_state, b_G, mask=m_state)
 
 
-@triton.jit
-def chunk_write_backward(
-    b_S,
-    b_G,
-    b_w,
-    b_a,
-    b_ubar,
-    b_scale,
-    m_m,
-    epsilon,
-    DTYPE: tl.constexpr,
-    M: tl.constexpr,
-    WRITE: tl.constexpr,
-    SECOND_ORDER: tl.constexpr,
-):
-    """The writes of one chunk into one memory, given the gradients of their ``u`` by way of reads and of the state after.
-
-    ``b_scale`` is what multiplies a token's write in the state at the end of the chunk, up to its sign.
-    """
-    b_z = matmul(b_w, tl.trans(b_S), DTYPE)
-    b_u = write_gradient(b_z, b_a, m_m, epsilon, M, WRITE)
-    b_Gw = matmul(b_w, tl.trans(b_G), DTYPE)
-    b_zbar, b_abar = write_gradient_vjp(b_z, b_a, b_ubar - b_scale[:, None] * b_Gw, m_m, epsilon, M, WRITE)
-    b_wbar = -matmul(b_scale[:, None] * b_u, b_G, DTYPE)
-    if SECOND_ORDER:
-        b_wbar += matmul(b_zbar, b_S, DTYPE)
-    return b_wbar, b_abar, -tl.sum(b_u * b_Gw, axis=1)
-
-
 @triton.jit(do_not_specialize=["T", "H"])
 def chunk_writes_backward_kernel(
     p_key,
@@ -547,37 +565,44 @@ def chunk_writes_backward_kernel(
     b_g = tl.load(p_step_size + o_token, mask=m_t, other=0.0).to(tl.float32)
     b_cum, b_shut, m_shut = load_decays(p_log_forget, o_token, m_t)
     b_mu_end, b_omega = decays_to_end(b_cum, b_shut, o_t, BT)
+    b_scale = (b_g * b_omega)[:, None]  # what multiplies a write in the state at the end of the chunk, up to its sign
 
-    b_S = tl.load(p_states + o_state, mask=m_state, other=0.0)
-    b_G = tl.load(p_states_grad + o_state, mask=m_state, other=0.0)
-    b_w = load_vector(p_key, o_token, o_d, m_d, D)
-    b_ubar = tl.load(p_write_grad + o_u, mask=m_m, other=0.0)
-    b_carried = tl.sum(tl.sum(b_G * b_S, axis=1), axis=0)
-    b_wbar, b_abar, b_pull = chunk_write_backward(
-        b_S, b_G, b_w, b_a, b_ubar, b_g * b_omega, m_slot, epsilon, DTYPE, M, WRITE, SECOND_ORDER
-    )
-    b_wbar += tl.load(p_key_part + o_w, mask=m_d, other=0.0)
-    tl.store(p_key_grad + o_w, b_wbar.to(DTYPE), mask=m_d)
+    b_abar = tl.zeros((BT, BM), dtype=tl.float32)
+    b_pull = tl.zeros((BT,), dtype=tl.float32)
+    b_carried = tl.zeros((BM,), dtype=tl.float32)
+    for i_memory in range(0, 2):
+        if i_memory == 0:
+            p_w = p_key
+            p_part = p_key_part
+            p_grad = p_key_grad
+        else:
+            p_w = p_value
+            p_part = p_value_part
+            p_grad = p_value_grad
+        b_S = tl.load(p_states + o_state + i_memory * (M * D), mask=m_state, other=0.0)
+        b_G = tl.load(p_states_grad + o_state + i_memory * (M * D), mask=m_state, other=0.0)
+        b_w = load_vector(p_w, o_token, o_d, m_d, D)
+        b_z = matmul(b_w, tl.trans(b_S), DTYPE)
+        b_u = write_gradient(b_z, b_a, m_slot, epsilon, M, WRITE)
+        b_Gw = matmul(b_w, tl.trans(b_G), DTYPE)
+        b_pull -= tl.sum(b_u * b_Gw, axis=1)
+        b_carried += tl.sum(b_G * b_S, axis=1)
 
-    b_S = tl.load(p_states + o_state + M * D, mask=m_state, other=0.0)
-    b_G = tl.load(p_states_grad + o_state + M * D, mask=m_state, other=0.0)
-    b_w = load_vector(p_value, o_token, o_d, m_d, D)
-    b_ubar = tl.load(p_write_grad + o_u + M, mask=m_m, other=0.0)
-    b_carried += tl.sum(tl.sum(b_G * b_S, axis=1), axis=0)
-    b_wbar, b_abar_value, b_pull_value = chunk_write_backward(
-        b_S, b_G, b_w, b_a, b_ubar, b_g * b_omega, m_slot, epsilon, DTYPE, M, WRITE, SECOND_ORDER
-    )
-    b_wbar += tl.load(p_value_part + o_w, mask=m_d, other=0.0)
-    tl.store(p_value_grad + o_w, b_wbar.to(DTYPE), mask=m_d)
+        b_ubar = tl.load(p_write_grad + o_u + i_memory * M, mask=m_m, other=0.0) - b_scale * b_Gw
+        b_zbar, b_of_target = write_gradient_vjp(b_z, b_a, b_ubar, m_slot, epsilon, M, WRITE)
+        b_abar += b_of_target
+        b_wbar = tl.load(p_part + o_w, mask=m_d, other=0.0) - matmul(b_scale * b_u, b_G, DTYPE)
+        if SECOND_ORDER:
+            b_wbar += matmul(b_zbar, b_S, DTYPE)
+        tl.store(p_grad + o_w, b_wbar.to(DTYPE), mask=m_d)
 
-    b_abar += b_abar_value
     tl.store(p_target_grad + o_token[:, None] * M + o_m[None, :], b_abar.to(DTYPE), mask=m_m)
-    b_pull = (b_pull + b_pull_value) * b_omega
+    b_pull *= b_omega
     b_gbar = b_pull + tl.load(p_step_size_part + o_token, mask=m_t, other=0.0)
     tl.store(p_step_size_grad + o_token, b_gbar.to(DTYPE), mask=m_t)
 
     b_pull *= b_g
     b_cumbar = tl.load(p_decay_part + o_token, mask=m_t, other=0.0) - b_pull
     # A gate is in the cumulated logarithm of its own token and all later ones; the end of the chunk comes last.
-    b_logbar = tl.cumsum(b_cumbar, axis=0, reverse=True) + tl.sum(b_pull, axis=0) + b_mu_end * b_carried
+    b_logbar = tl.cumsum(b_cumbar, axis=0, reverse=True) + tl.sum(b_pull, axis=0) + b_mu_end * tl.sum(b_carried, axis=0)
     tl.store(p_log_forget_grad + o_token, tl.where(m_shut, 0.0, b_logbar).to(DTYPE), mask=m_t)

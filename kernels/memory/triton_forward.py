@@ -269,14 +269,64 @@ def chunk_states_kernel(
 
 
 @triton.jit(do_not_specialize=["T", "H"])
-def chunk_output_kernel(
+def chunk_key_reads_kernel(
     p_query,
     p_key,
+    p_target,
+    p_log_forget,
+    p_step_size,
+    p_states,
+    p_read,
+    T,
+    H,
+    epsilon,
+    M: tl.constexpr,
+    D: tl.constexpr,
+    BM: tl.constexpr,
+    BD: tl.constexpr,
+    BT: tl.constexpr,
+    WRITE: tl.constexpr,
+):
+    """What the key memory answers to every query of one chunk, from the state at its start; ``[B, T, H, M]``."""
+    num_chunks = tl.cdiv(T, BT)
+    i_program = tl.program_id(0).to(tl.int64)
+    i_row = i_program // num_chunks
+    i_chunk = i_program % num_chunks
+    DTYPE: tl.constexpr = p_query.dtype.element_ty
+    o_m = tl.arange(0, BM)
+    o_d = tl.arange(0, BD)
+    o_t = tl.arange(0, BT)
+    o_time = i_chunk * BT + o_t
+    m_t = o_time < T
+    m_slot = (o_m < M)[None, :]
+    m_m = m_t[:, None] & m_slot
+    m_d = m_t[:, None] & (o_d < D)[None, :]
+    o_token = (i_row // H * T + o_time) * H + i_row % H
+    p_state = p_states + i_program * (2 * M * D) + o_m[:, None] * D + o_d[None, :]
+
+    # Loads stand next to their use: all at the top, they would hold registers throughout.
+    b_w = load_vector(p_key, o_token, o_d, m_d, D)
+    b_q = load_vector(p_query, o_token, o_d, m_d, D)
+    b_g = tl.load(p_step_size + o_token, mask=m_t, other=0.0).to(tl.float32)
+    b_cum, b_shut, _ = load_decays(p_log_forget, o_token, m_t)
+    b_mu = tl.where(b_shut == 0, tl.exp(b_cum), 0.0)[:, None]
+    b_p = matmul(b_q, tl.trans(b_w), DTYPE) * decays_between(b_cum, b_shut, o_t) * b_g[None, :]
+    b_S = tl.load(p_state, mask=(o_m < M)[:, None] & (o_d < D)[None, :], other=0.0)
+    b_z = matmul(b_w, tl.trans(b_S), DTYPE)
+    b_a = load_vector(p_target, o_token, o_m, m_m, M)
+    b_y = -matmul(b_p, write_gradient(b_z, b_a, m_slot, epsilon, M, WRITE), DTYPE)
+    b_y += b_mu * matmul(b_q, tl.trans(b_S), DTYPE)
+    tl.store(p_read + o_token[:, None] * M + o_m[None, :], b_y, mask=m_m)
+
+
+@triton.jit(do_not_specialize=["T", "H"])
+def chunk_value_reads_kernel(
     p_value,
     p_target,
     p_log_forget,
     p_step_size,
     p_states,
+    p_read,
     p_output,
     T,
     H,
@@ -289,41 +339,32 @@ def chunk_output_kernel(
     WRITE: tl.constexpr,
     READ: tl.constexpr,
 ):
-    """All reads of one chunk, from the states at its start."""
+    """The output of one chunk, from the value memory at its start and what was read from the key memory."""
     num_chunks = tl.cdiv(T, BT)
     i_program = tl.program_id(0).to(tl.int64)
     i_row = i_program // num_chunks
     i_chunk = i_program % num_chunks
-    DTYPE: tl.constexpr = p_query.dtype.element_ty
+    DTYPE: tl.constexpr = p_value.dtype.element_ty
     o_m = tl.arange(0, BM)
     o_d = tl.arange(0, BD)
     o_t = tl.arange(0, BT)
     o_time = i_chunk * BT + o_t
     m_t = o_time < T
-    m_m = (o_m < M)[None, :]
+    m_slot = (o_m < M)[None, :]
+    m_m = m_t[:, None] & m_slot
     m_d = m_t[:, None] & (o_d < D)[None, :]
-    m_state = (o_m < M)[:, None] & (o_d < D)[None, :]
-    o_state = o_m[:, None] * D + o_d[None, :]
     o_token = (i_row // H * T + o_time) * H + i_row % H
-    p_state = p_states + i_program * (2 * M * D) + o_state
+    p_state = p_states + (i_program * 2 + 1) * (M * D) + o_m[:, None] * D + o_d[None, :]
 
-    b_a = load_vector(p_target, o_token, o_m, m_t[:, None] & m_m, M)
+    b_w = load_vector(p_value, o_token, o_d, m_d, D)
+    b_S = tl.load(p_state, mask=(o_m < M)[:, None] & (o_d < D)[None, :], other=0.0)
+    b_z = matmul(b_w, tl.trans(b_S), DTYPE)
+    b_a = load_vector(p_target, o_token, o_m, m_m, M)
+    b_u = write_gradient(b_z, b_a, m_slot, epsilon, M, WRITE)
+    b_r = read(load_vector(p_read, o_token, o_m, m_m, M), m_slot, M, READ)
     b_g = tl.load(p_step_size + o_token, mask=m_t, other=0.0).to(tl.float32)
     b_cum, b_shut, _ = load_decays(p_log_forget, o_token, m_t)
     b_mu = tl.where(b_shut == 0, tl.exp(b_cum), 0.0)[:, None]
-    b_scale = decays_between(b_cum, b_shut, o_t) * b_g[None, :]
-
-    b_S = tl.load(p_state, mask=m_state, other=0.0)
-    b_w = load_vector(p_key, o_token, o_d, m_d, D)
-    b_q = load_vector(p_query, o_token, o_d, m_d, D)
-    b_u = write_gradient(matmul(b_w, tl.trans(b_S), DTYPE), b_a, m_m, epsilon, M, WRITE)
-    b_p = matmul(b_q, tl.trans(b_w), DTYPE) * b_scale
-    b_y = b_mu * matmul(b_q, tl.trans(b_S), DTYPE) - matmul(b_p, b_u, DTYPE)
-    b_r = read(b_y, m_m, M, READ)
-
-    b_S = tl.load(p_state + M * D, mask=m_state, other=0.0)
-    b_w = load_vector(p_value, o_token, o_d, m_d, D)
-    b_u = write_gradient(matmul(b_w, tl.trans(b_S), DTYPE), b_a, m_m, epsilon, M, WRITE)
-    b_p = matmul(b_r, tl.trans(b_u), DTYPE) * b_scale
+    b_p = matmul(b_r, tl.trans(b_u), DTYPE) * decays_between(b_cum, b_shut, o_t) * b_g[None, :]
     b_o = b_mu * matmul(b_r, b_S, DTYPE) - matmul(b_p, b_w, DTYPE)
     tl.store(p_output + o_token[:, None] * D + o_d[None, :], b_o.to(DTYPE), mask=m_d)

@@ -34,7 +34,7 @@ EXACT_FORWARD = {
     2048: Exact(rows=1, num_warps=2),
     4096: Exact(rows=1, num_warps=4),
     8192: Exact(rows=1, num_warps=8),
-    16384: Exact(rows=1, num_warps=16),
+    16384: Exact(rows=1, num_warps=8),
 }
 EXACT_BACKWARD = {
     64: Exact(rows=4, num_warps=1, replay=4),
@@ -50,33 +50,21 @@ EXACT_BACKWARD = {
 
 
 class Chunk(NamedTuple):
-    """Warps per program of the kernels of the chunkwise form."""
+    """Warps per program of the kernels of the chunkwise form; ``reads`` are those of keys and those of values."""
 
     states: int
-    output: int
+    reads: int
     reads_backward: int
     states_backward: int
     writes_backward: int
 
 
-# By the widest of slots and head width, padded, and the chunk length.
+# By the longest side of any block: the widest of slots, head width and chunk length, padded.
 CHUNK = {
-    (16, 16): Chunk(1, 1, 1, 1, 1),
-    (16, 32): Chunk(1, 1, 2, 1, 2),
-    (16, 64): Chunk(2, 4, 4, 2, 4),
-    (16, 128): Chunk(4, 8, 8, 4, 8),
-    (32, 16): Chunk(1, 1, 2, 1, 2),
-    (32, 32): Chunk(2, 2, 2, 2, 2),
-    (32, 64): Chunk(4, 4, 4, 4, 4),
-    (32, 128): Chunk(4, 8, 8, 4, 8),
-    (64, 16): Chunk(4, 4, 4, 4, 4),
-    (64, 32): Chunk(4, 4, 4, 4, 4),
-    (64, 64): Chunk(4, 4, 8, 4, 8),
-    (64, 128): Chunk(4, 8, 8, 8, 8),
-    (128, 16): Chunk(4, 4, 8, 4, 8),
-    (128, 32): Chunk(4, 8, 8, 8, 8),
-    (128, 64): Chunk(8, 8, 16, 8, 16),
-    (128, 128): Chunk(8, 16, 16, 16, 16),
+    16: Chunk(states=1, reads=1, reads_backward=2, states_backward=1, writes_backward=2),
+    32: Chunk(states=2, reads=2, reads_backward=4, states_backward=2, writes_backward=4),
+    64: Chunk(states=4, reads=4, reads_backward=8, states_backward=4, writes_backward=8),
+    128: Chunk(states=8, reads=16, reads_backward=16, states_backward=8, writes_backward=16),
 }
 
 STATE_SLOTS = 32
