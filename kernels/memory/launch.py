@@ -19,7 +19,6 @@ from torch import Tensor
 from trellis_ts.kernels.memory import tuning
 from trellis_ts.kernels.memory.types import MemoryState, Options, Problem, Tokens
 
-
 # Asked once, at import: torch.compile cannot look through it. It does not import Triton.
 _IS_INSTALLED = importlib.util.find_spec("triton") is not None
 

@@ -174,7 +174,7 @@ def exact_backward_kernel(
     b_GV = tl.load(p_final_value_memory_grad + o_state, mask=m_state, other=0.0)
 
     num_segments = tl.cdiv(T, segment)
-    for i_passed in range(0, num_segments):
+    for i_passed in range(num_segments):
         i_segment = num_segments - 1 - i_passed
         i_start = i_segment * segment
         num_tokens = min(segment, T - i_start)
@@ -188,7 +188,7 @@ def exact_backward_kernel(
             b_K = tl.load(p_state, mask=m_state, other=0.0)
             b_V = tl.load(p_state + M * D, mask=m_state, other=0.0)
 
-        for i in range(0, num_tokens):
+        for i in range(num_tokens):
             if i % REPLAY == 0:
                 tl.store(p_kept + (i // REPLAY) * (2 * M * D), b_K, mask=m_state)
                 tl.store(p_kept + (i // REPLAY) * (2 * M * D) + M * D, b_V, mask=m_state)
@@ -223,7 +223,7 @@ def exact_backward_kernel(
         # What one thread has kept another may read.
         tl.debug_barrier()
 
-        for i_back in range(0, num_tokens):
+        for i_back in range(num_tokens):
             i = num_tokens - 1 - i_back
             o_token = o_start + tl.cast(i, tl.int64) * H
             p_vector = p_kept_vector + i * (6 * M)
@@ -484,7 +484,7 @@ def chunk_states_backward_kernel(
     num_chunks = tl.cdiv(T, BT)
 
     b_G = tl.load(p_final_grad + i_row * (M * D) + o_state, mask=m_state, other=0.0)
-    for i_passed in range(0, num_chunks):
+    for i_passed in range(num_chunks):
         i_chunk = num_chunks - 1 - i_passed
         o_chunk = ((i_row * num_chunks + i_chunk) * 2 + i_memory) * (M * D) + o_state
         o_time = i_chunk * BT + o_t
@@ -570,7 +570,7 @@ def chunk_writes_backward_kernel(
     b_abar = tl.zeros((BT, BM), dtype=tl.float32)
     b_pull = tl.zeros((BT,), dtype=tl.float32)
     b_carried = tl.zeros((BM,), dtype=tl.float32)
-    for i_memory in range(0, 2):
+    for i_memory in range(2):
         if i_memory == 0:
             p_w = p_key
             p_part = p_key_part

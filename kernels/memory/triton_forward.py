@@ -1,8 +1,8 @@
 """GPU kernels of the forward pass, and the activations both passes share.
 
-Names: ``p_`` pointer, ``b_`` loaded block, ``o_`` offsets, ``m_`` mask, ``i_`` index. ``M`` slots, ``D`` head width, ``H``
-heads, ``T`` tokens; ``BM`` and ``BD`` are M and D padded to powers of two, ``ROWS`` the rows (batch times head) of one
-program, ``BT`` the tokens of a chunk. Every tensor is contiguous: tokens ``[B, T, H, *]``, states ``[B, H, M, D]``.
+Names: ``p_`` pointer, ``b_`` loaded block, ``o_`` offsets, ``m_`` mask, ``i_`` index. ``M`` slots, ``D`` head width,
+``H`` heads, ``T`` tokens; ``BM`` and ``BD`` are M and D padded to powers of two, ``ROWS`` the rows (batch times head) of
+one program, ``BT`` the tokens of a chunk. Every tensor is contiguous: tokens ``[B, T, H, *]``, states ``[B, H, M, D]``.
 The entries a block has beyond M or D are kept at zero throughout, so that sums over slots need no mask.
 README.md beside this file derives what is computed.
 """
@@ -125,13 +125,12 @@ def exact_forward_kernel(
     b_K = tl.load(p_key_memory + o_state, mask=m_state, other=0.0)
     b_V = tl.load(p_value_memory + o_state, mask=m_state, other=0.0)
 
-    for i_segment in range(0, tl.cdiv(T, segment)):
+    for i_segment in range(tl.cdiv(T, segment)):
         if KEEP:
-            if i_segment > 0:
-                o_kept = (tl.cast(i_segment - 1, tl.int64) * num_rows + o_row) * 2
-                p_kept = p_checkpoint + o_kept[:, None, None] * (M * D) + o_inner
-                tl.store(p_kept, b_K, mask=m_state)
-                tl.store(p_kept + M * D, b_V, mask=m_state)
+            o_kept = (tl.cast(i_segment - 1, tl.int64) * num_rows + o_row) * 2
+            p_kept = p_checkpoint + o_kept[:, None, None] * (M * D) + o_inner
+            tl.store(p_kept, b_K, mask=m_state & (i_segment > 0))
+            tl.store(p_kept + M * D, b_V, mask=m_state & (i_segment > 0))
 
         for _ in range(i_segment * segment, min(i_segment * segment + segment, T)):
             b_q = load_vector(p_query, o_token, o_d, m_d, D)
@@ -161,14 +160,14 @@ def matmul(b_x, b_y, DTYPE: tl.constexpr):
 
     float16 goes through TensorFloat-32, which has its ten bits: states and gradients outgrow float16's range.
     """
-    if DTYPE == tl.bfloat16:
+    if DTYPE.is_bf16():
         b_x = b_x.to(tl.bfloat16)
         b_y = b_y.to(tl.bfloat16)
         if INTERPRETED:  # its dot takes the bits of a bfloat16 for an integer
             b_x = b_x.to(tl.float32)
             b_y = b_y.to(tl.float32)
         return tl.dot(b_x, b_y)
-    elif DTYPE == tl.float16:
+    elif DTYPE.is_fp16():
         return tl.dot(b_x, b_y, input_precision="tf32")
     else:
         return tl.dot(b_x, b_y, input_precision="ieee")
@@ -250,7 +249,7 @@ def chunk_states_kernel(
     num_chunks = tl.cdiv(T, BT)
 
     b_S = tl.load(p_initial + i_row * (M * D) + o_state, mask=m_state, other=0.0)
-    for i_chunk in range(0, num_chunks):
+    for i_chunk in range(num_chunks):
         tl.store(p_states + ((i_row * num_chunks + i_chunk) * 2 + i_memory) * (M * D) + o_state, b_S, mask=m_state)
         o_time = i_chunk * BT + o_t
         m_t = o_time < T

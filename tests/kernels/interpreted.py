@@ -173,9 +173,7 @@ def test_registrations_are_sound(make_inputs, make_state):
     arguments = (*inputs, *state, "silu", "softmax", 1e-6, 1, True, True)
     torch.library.opcheck(torch.ops.trellis_ts.triton_memory.default, arguments)
     arguments = tuple(tensor.detach() for tensor in (*inputs, *state))
-    torch.library.opcheck(
-        torch.ops.trellis_ts.triton_memory_in_place.default, (*arguments, "silu", "softmax", 1e-6)
-    )
+    torch.library.opcheck(torch.ops.trellis_ts.triton_memory_in_place.default, (*arguments, "silu", "softmax", 1e-6))
 
 
 def test_twice_differentiating_is_refused(make_inputs):

@@ -70,7 +70,7 @@ def test_auto_takes_the_first_that_can(picky, make_inputs):
 
 
 def test_a_request_by_name_never_falls_back(picky, make_inputs):
-    message = "implementation='picky' was asked for, but torch.float64 is not float32; use 'auto' or 'reference'"
+    message = "implementation='picky' was asked for, but torch.float64 is not float32; use 'auto' or .*'reference'"
     with pytest.raises(BackendError, match=message):
         trellis_memory(**make_inputs(), implementation="picky")
     assert picky == []
@@ -78,7 +78,7 @@ def test_a_request_by_name_never_falls_back(picky, make_inputs):
 
 @pytest.mark.parametrize(("name", "near"), [("refrence", "reference"), ("Auto", "auto"), (None, "auto|reference")])
 def test_an_unknown_name_is_refused_with_the_nearest(name, near, make_inputs):
-    with pytest.raises(BackendError, match=rf"is unknown; did you mean '({near})'\? There are auto, reference"):
+    with pytest.raises(BackendError, match=rf"is unknown; did you mean '({near})'\? There are auto, .*reference"):
         trellis_memory(**make_inputs(), implementation=name)
 
 
@@ -86,10 +86,11 @@ def test_a_choice_is_logged_once(fresh_log, picky, make_inputs):
     for time in (2, 3):
         trellis_memory(**make_inputs(time=time))
         trellis_memory(**{name: tensor.float() for name, tensor in make_inputs(time=time).items()})
-    assert [(record.levelname, record.message) for record in fresh_log.records] == [
-        ("INFO", "memory on cpu in float64: 'reference'; not 'picky': torch.float64 is not float32"),
-        ("INFO", "memory on cpu in float32: 'picky'"),
-    ]
+    assert [record.levelname for record in fresh_log.records] == ["INFO", "INFO"]
+    first, second = (record.message for record in fresh_log.records)
+    assert first.startswith("memory on cpu in float64: ")
+    assert "; not 'picky': torch.float64 is not float32" in first
+    assert second.startswith("memory on cpu in float32: 'picky'")
 
 
 def test_nothing_is_logged_while_compiling(fresh_log, monkeypatch, make_inputs):
