@@ -60,7 +60,8 @@ def run(
 
 def step_in_place(tokens: Tokens, state: MemoryState, options: Options) -> Float[Tensor, "batch time head dim"]:
     """Compute ``trellis_memory`` without gradients, writing the final state over the initial one."""
-    return memory_in_place(*tokens, *state, *_plain(options)[:3])
+    output: Tensor = memory_in_place(*tokens, *state, *_plain(options)[:3])
+    return output
 
 
 def _plain(options: Options) -> tuple[str, str, float, int, bool]:
@@ -316,8 +317,8 @@ def _empty_outputs(
         num_tokens = query.shape[1]
         num_checkpoints = (num_tokens - 1) // _segment_length(num_tokens, num_slots, head_dim)
     checkpoint = key_memory.new_empty((num_checkpoints, batch, num_heads, 2, num_slots, head_dim))
-    state_shape = key_memory.shape
-    return query.new_empty(query.shape), *(key_memory.new_empty(state_shape) for _ in range(2)), checkpoint
+    finals = (key_memory.new_empty(key_memory.shape), key_memory.new_empty(key_memory.shape))
+    return query.new_empty(query.shape), *finals, checkpoint
 
 
 def _segment_length(num_tokens: int, num_slots: int, head_dim: int) -> int:

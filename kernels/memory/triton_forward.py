@@ -1,8 +1,8 @@
 """GPU kernels of the forward pass, and the activations both passes share.
 
 Names: ``p_`` pointer, ``b_`` loaded block, ``o_`` offsets, ``m_`` mask, ``i_`` index. ``M`` slots, ``D`` head width,
-``H`` heads, ``T`` tokens; ``BM`` and ``BD`` are M and D padded to powers of two, ``ROWS`` the rows (batch times head) of
-one program, ``BT`` the tokens of a chunk. Every tensor is contiguous: tokens ``[B, T, H, *]``, states ``[B, H, M, D]``.
+``H`` heads, ``T`` tokens; ``BM`` and ``BD`` are M and D padded to powers of two, ``ROWS`` the rows (batch times head)
+of one program, ``BT`` the tokens of a chunk. Tensors are contiguous: tokens ``[B, T, H, *]``, states ``[B, H, M, D]``.
 The entries a block has beyond M or D are kept at zero throughout, so that sums over slots need no mask.
 README.md beside this file derives what is computed.
 """

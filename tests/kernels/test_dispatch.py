@@ -76,7 +76,9 @@ def test_a_request_by_name_never_falls_back(picky, make_inputs):
     assert picky == []
 
 
-@pytest.mark.parametrize(("name", "near"), [("refrence", "reference"), ("Auto", "auto"), (None, "auto|reference")])
+@pytest.mark.parametrize(
+    ("name", "near"), [("refrence", "reference"), ("Auto", "auto"), (None, "auto|triton|reference")]
+)
 def test_an_unknown_name_is_refused_with_the_nearest(name, near, make_inputs):
     with pytest.raises(BackendError, match=rf"is unknown; did you mean '({near})'\? There are auto, .*reference"):
         trellis_memory(**make_inputs(), implementation=name)
