@@ -191,7 +191,8 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=RESULTS, help="folder the results go to")
     arguments = parser.parse_args()
     others = itertools.chain(table(write_activation="ln_silu"), table(dtype="fp32"))
-    launches = [*table(), *(launch for launch in others if (launch.num_slots, launch.head_dim) == (64, 64))]
+    at_64 = (launch for launch in others if (launch.num_slots, launch.head_dim) == (64, 64))
+    launches = [*table(), *(launch for launch in at_64 if launch.chunk_length in (1, 64))]
     found: dict[Launch, dict[int, Usage]] = {}
     for launch in launches:
         if arguments.only in str(launch):

@@ -13,6 +13,9 @@ SMALLEST, LARGEST = 8, 128
 CHUNK_LENGTHS = (16, 32, 64, 128)
 """Those of the chunkwise form; 1 is the exact recurrence."""
 
+LONGEST_WIDE_CHUNK = 64
+"""Longest of them for inputs other than bfloat16."""
+
 
 class Exact(NamedTuple):
     """One launch of the exact recurrence."""

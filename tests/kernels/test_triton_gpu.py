@@ -90,10 +90,11 @@ def test_activations(chunk_length, write_activation, read_activation, second_ord
     compare(torch.float32, options, batch=2, time=40, head=2, slot=24, dim=20)
 
 
-@pytest.mark.parametrize("chunk_length", [16, 32, 64, 128])
-@pytest.mark.parametrize(("slot", "dim"), [(8, 13), (32, 32), (64, 64)])
+@pytest.mark.parametrize(
+    ("dtype", "chunk_length"), [*itertools.product(TOLERANCE, (16, 32, 64)), (torch.bfloat16, 128)]
+)
+@pytest.mark.parametrize(("slot", "dim"), [(8, 13), (32, 32), (64, 64), (128, 128)])
 @pytest.mark.parametrize("time", [5, 127, 257])
-@pytest.mark.parametrize("dtype", TOLERANCE)
 @pytest.mark.usefixtures("poisoned")
 def test_chunkwise_form(dtype, time, slot, dim, chunk_length, compare):
     compare(dtype, {"chunk_length": chunk_length}, batch=2, time=time, head=2, slot=slot, dim=dim)
