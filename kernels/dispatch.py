@@ -16,6 +16,7 @@ from typing import Literal
 import torch
 
 from trellis_ts.errors import BackendError
+from trellis_ts.kernels.memory import launch
 from trellis_ts.kernels.memory.chunked import chunked, why_not_chunked
 from trellis_ts.kernels.memory.cpu import cpu, cpu_in_place, why_not_cpu
 from trellis_ts.kernels.memory.reference import reference
@@ -23,7 +24,7 @@ from trellis_ts.kernels.memory.types import Problem, Run, RunInPlace
 
 logger = logging.getLogger(__name__)
 
-Implementation = Literal["auto", "cpu", "chunked", "reference"]
+Implementation = Literal["auto", "triton", "cpu", "chunked", "reference"]
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,7 @@ def _why_not_reference(problem: Problem | None) -> None:
 
 # In the order ``auto`` prefers them. The reference runs everything and comes last.
 IMPLEMENTATIONS: dict[str, Entry] = {
+    "triton": Entry(run=launch.run, why_not=launch.why_not, run_in_place=launch.step_in_place),
     "cpu": Entry(run=cpu, why_not=why_not_cpu, run_in_place=cpu_in_place),
     "chunked": Entry(run=chunked, why_not=why_not_chunked),
     "reference": Entry(run=reference, why_not=_why_not_reference),

@@ -16,7 +16,7 @@ from trellis_ts.errors import ConfigError
 Mixer = Literal["trellis", "attention"]
 Activation = Literal["identity", "silu", "ln_silu"]
 ReadActivation = Literal["ln_silu", "l2_silu", "softmax"]
-Implementation = Literal["auto", "cpu", "chunked", "reference"]
+Implementation = Literal["auto", "triton", "cpu", "chunked", "reference"]
 Loss = Literal["quantile", "mae", "mse", "huber"]
 Precision = Literal["32", "bf16-mixed", "16-mixed"]
 

@@ -135,7 +135,7 @@ def trellis_memory_step(
         The output ``[batch, head, dim]`` and the state to hand to the next step.
 
     Raises:
-        ConfigError: as for ``trellis_memory``.
+        ConfigError: as for ``trellis_memory``, or ``in_place`` where a gradient is wanted.
         BackendError: as for ``trellis_memory``.
     """
     tokens = Tokens(query, key, value, target, log_forget, step_size)

@@ -99,10 +99,11 @@ def test_a_choice_is_logged_once(fresh_log, picky, make_inputs):
     for time in (2, 3):
         trellis_memory(**make_inputs(time=time))
         trellis_memory(**{name: tensor.float() for name, tensor in make_inputs(time=time).items()})
-    assert [(record.levelname, record.message) for record in fresh_log.records] == [
-        ("INFO", "memory on cpu in float64: 'cpu'; not 'picky': torch.float64 is not float32"),
-        ("INFO", "memory on cpu in float32: 'picky'"),
-    ]
+    assert [record.levelname for record in fresh_log.records] == ["INFO", "INFO"]
+    first, second = (record.message for record in fresh_log.records)
+    assert first.startswith("memory on cpu in float64: ")
+    assert "; not 'picky': torch.float64 is not float32" in first
+    assert second.startswith("memory on cpu in float32: 'picky'")
 
 
 def test_nothing_is_logged_while_compiling(fresh_log, monkeypatch, make_inputs):

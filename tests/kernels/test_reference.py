@@ -12,10 +12,7 @@ import torch
 from trellis_ts import kernels
 from trellis_ts.kernels import MemoryState
 
-<<<<<<< HEAD
 # These are statements about the definition; the other implementations are compared with it.
-=======
->>>>>>> cpu-kernel
 trellis_memory = functools.partial(kernels.trellis_memory, implementation="reference")
 
 WRITES = ("identity", "silu", "ln_silu")
