@@ -143,7 +143,7 @@ def trellis_memory_step(
     check_state("state", state, query, check_tokens(tokens, has_time=False))
     sequence = Tokens(*(tensor.unsqueeze(1) for tensor in tokens))
     if inplace:
-        return _run_in_place(sequence, MemoryState(*state), options, implementation).squeeze(1), MemoryState(*state)
+        return _run_in_place(sequence, state, options, implementation).squeeze(1), state
     output, state = _run(sequence, state, options, implementation)
     return output.squeeze(1), state
 
