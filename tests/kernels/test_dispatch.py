@@ -71,7 +71,9 @@ def test_auto_takes_the_first_that_can(picky, make_inputs):
 
 
 def test_the_compiled_recurrence_gives_its_reasons(monkeypatch, make_inputs):
-    with pytest.raises(BackendError, match="it computes the exact recurrence, chunk_length=1, only; use 'auto' or 'ref"):
+    with pytest.raises(
+        BackendError, match="it computes the exact recurrence, chunk_length=1, only; use 'auto' or 'ref"
+    ):
         trellis_memory(**make_inputs(), chunk_length=2, implementation="cpu")
     with pytest.raises(BackendError, match="but the tensors are on meta; use 'auto' or 'reference'"):
         trellis_memory(**{name: tensor.to("meta") for name, tensor in make_inputs().items()}, implementation="cpu")

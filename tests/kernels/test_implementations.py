@@ -129,7 +129,9 @@ def test_matches_the_reference_in_chunks(name, chunk_length, compare):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("case", [dict(zip(FACTORS, c, strict=True)) for c in itertools.product(*FACTORS.values())], ids=label)
+@pytest.mark.parametrize(
+    "case", [dict(zip(FACTORS, c, strict=True)) for c in itertools.product(*FACTORS.values())], ids=label
+)
 @pytest.mark.parametrize("name", FAST)
 def test_matches_the_reference_everywhere(name, case, compare):
     compare(name, case, batch=1, head=2)
@@ -357,8 +359,14 @@ def test_exponentials_are_right_to_the_last_digits(make_inputs):
         zero = torch.zeros_like(one)
         state = MemoryState(one, one)
         _, final = trellis_memory(
-            query=zero, key=zero, value=zero, target=zero, log_forget=log_forget.view(-1, 1, 1),
-            step_size=zero[..., 0], initial_state=state, implementation="cpu",
+            query=zero,
+            key=zero,
+            value=zero,
+            target=zero,
+            log_forget=log_forget.view(-1, 1, 1),
+            step_size=zero[..., 0],
+            initial_state=state,
+            implementation="cpu",
         )
         expected = log_forget.double().exp()
         error = (final.key_memory.flatten().double() - expected).abs()
@@ -374,7 +382,9 @@ torch.set_num_threads(2)
 def run(time):
     shape = (1, time, 4, 32)
     tokens = {name: torch.randn(shape).mul_(0.1).requires_grad_() for name in ("query", "key", "value", "target")}
-    gates = {name: torch.full(shape[:3], value).requires_grad_() for name, value in (("log_forget", -0.02), ("step_size", 0.1))}
+    gates = {"log_forget": torch.full(shape[:3], -0.02), "step_size": torch.full(shape[:3], 0.1)}
+    for gate in gates.values():
+        gate.requires_grad_()
     output, _ = trellis_memory(**tokens, **gates, implementation="cpu")
     torch.autograd.backward(output, torch.ones(()).expand(shape))
 run(64)
