@@ -434,7 +434,6 @@ def read(scratch, record, shape, read_activation):
             store(scratch, r_at + j, load(scratch, yhat + j) * load(scratch, gate_at + j) * scale)
     else:
         scale = centre_silu(scratch, yhat, gate_at, slots, READ_EPSILON)
-        scale += 0.0 / scale  # nan, as PyTorch's LayerNorm gives, where the variance overflows and scale is 0
         for j in range(0, slots, WIDTH):
             store(scratch, r_at + j, load(scratch, work_field(CENTRED, slots) + j) * scale)
     return scale

@@ -211,12 +211,13 @@ def test_extreme_inputs(name, extreme, dtype, time, make_inputs, make_state, rel
 
 @pytest.mark.parametrize("name", FAST)
 def test_divergence_leaves_the_same_numbers_finite(name, make_inputs, make_state):
+    """Not with ``ln_silu`` reads: where the variance overflows, PyTorch's LayerNorm gives 0 or nan as it happens."""
     inputs, state = make_inputs(time=40, slot=8, dim=8), make_state(slot=8, dim=8)
     inputs = {key: tensor.float() for key, tensor in inputs.items()}
     inputs["step_size"][:, 5:] = 1e20
     state = MemoryState(*(memory.float() for memory in state))
     for write_activation in ("identity", "silu"):
-        options = {"initial_state": state, "write_activation": write_activation}
+        options = {"initial_state": state, "write_activation": write_activation, "read_activation": "l2_silu"}
         with torch.no_grad():
             expected, expected_state = trellis_memory(**inputs, implementation="reference", **options)
             output, final_state = trellis_memory(**inputs, implementation=name, **options)
