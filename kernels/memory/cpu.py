@@ -6,6 +6,7 @@ Numba is imported, and anything compiled, only when the first call runs.
 from __future__ import annotations
 
 import importlib.util
+import itertools
 import logging
 import math
 import os
@@ -35,6 +36,9 @@ logger = logging.getLogger(__name__)
 
 Kernel = Callable[..., None]
 
+# Looked for, not imported: that takes a while, and is left to the first use.
+_HAS_NUMBA = importlib.util.find_spec("numba") is not None
+
 _WRITE_ACTIVATIONS = get_args(WriteActivation)
 _READ_ACTIVATIONS = get_args(ReadActivation)
 
@@ -49,7 +53,7 @@ _BLOCKS_PER_THREAD = 4
 
 def why_not_cpu(problem: Problem | None) -> str | None:
     """Say why the compiled recurrence cannot run a problem, or this machine, or None if it can."""
-    if not _has_numba():
+    if not _HAS_NUMBA:
         return "Numba is not installed"
     if problem is None:
         return None
@@ -60,19 +64,20 @@ def why_not_cpu(problem: Problem | None) -> str | None:
     return None
 
 
-@cache
-def _has_numba() -> bool:
-    return importlib.util.find_spec("numba") is not None
-
-
 def cpu(
     tokens: Tokens, initial_state: MemoryState, options: Options
 ) -> tuple[Float[Tensor, "batch time head dim"], MemoryState]:
     """Compute ``trellis_memory`` for ``chunk_length=1`` on a CPU, in the dtype of the state."""
     dtype = initial_state.key_memory.dtype
     # An operator's way through PyTorch costs more than a single token; only gradients and graphs need it.
-    plain = type(tokens.query) is Tensor and not torch.compiler.is_compiling() and not needs_gradient(*tokens, *initial_state)
-    forward = _forward_alone if plain else torch.ops.trellis.memory_cpu_forward
+    plain = (
+        type(tokens.query) is Tensor
+        and not torch.compiler.is_compiling()
+        and not needs_gradient(*tokens, *initial_state)
+    )
+    forward: Callable[..., tuple[Tensor, Tensor, Tensor]] = (
+        _forward_alone if plain else torch.ops.trellis.memory_cpu_forward
+    )
     output, *state = forward(
         *(tensor.to(dtype) for tensor in tokens),
         *initial_state,
@@ -137,8 +142,15 @@ _forward = torch.library.custom_op("trellis::memory_cpu_forward", _forward_alone
 
 @_forward.register_fake
 def _(
-    query: Tensor, key: Tensor, value: Tensor, target: Tensor, log_forget: Tensor, step_size: Tensor,
-    key_memory: Tensor, value_memory: Tensor, *options: Any,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    target: Tensor,
+    log_forget: Tensor,
+    step_size: Tensor,
+    key_memory: Tensor,
+    value_memory: Tensor,
+    *options: Any,
 ) -> tuple[Tensor, Tensor, Tensor]:
     return torch.empty_like(query, memory_format=torch.contiguous_format), *_empty_states(key_memory)
 
@@ -180,8 +192,15 @@ def _backward(
 
 @_backward.register_fake
 def _(
-    query: Tensor, key: Tensor, value: Tensor, target: Tensor, log_forget: Tensor, step_size: Tensor,
-    key_memory: Tensor, value_memory: Tensor, *rest: Any,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    target: Tensor,
+    log_forget: Tensor,
+    step_size: Tensor,
+    key_memory: Tensor,
+    value_memory: Tensor,
+    *rest: Any,
 ) -> list[Tensor]:
     tokens = (query, key, value, target, log_forget, step_size)
     token_gradients, state_gradients = _empty_gradients(tokens, key_memory, rest[-1])
@@ -304,7 +323,8 @@ def _built(dtype: torch.dtype) -> _Kernels:
         from trellis_ts.kernels.memory import cpu_kernel
 
         scalar = {torch.float32: numba.float32, torch.float64: numba.float64}[dtype]
-        forward, backward = cpu_kernel.build(scalar)
+        build: Callable[..., tuple[Kernel, Kernel]] = cpu_kernel.build
+        forward, backward = _with_or_without_cache(build, scalar)
     finally:
         notice.cancel()
     return _Kernels(
@@ -314,6 +334,16 @@ def _built(dtype: torch.dtype) -> _Kernels:
         cpu_kernel.backward_scratch_size,
         cpu_kernel.states_size,
     )
+
+
+def _with_or_without_cache(build: Callable[..., tuple[Kernel, Kernel]], scalar: Any) -> tuple[Kernel, Kernel]:
+    try:
+        return build(scalar)
+    except RuntimeError as error:
+        if "cannot cache" not in str(error):
+            raise
+        logger.info("Numba finds no folder for its cache, so every process compiles anew; set NUMBA_CACHE_DIR")
+        return build(scalar, cache=False)
 
 
 def _kernels(dtype: torch.dtype) -> _Kernels:
@@ -373,7 +403,7 @@ def _over_rows(
     num_threads = max(1, min(torch.get_num_threads(), num_rows, num_rows * work_per_row // _LEAST_WORK_PER_THREAD))
     num_blocks = 1 if num_threads == 1 else min(num_rows, num_threads * _BLOCKS_PER_THREAD)
     bounds = [num_rows * i // num_blocks for i in range(num_blocks + 1)]
-    blocks = deque(zip(bounds, bounds[1:], strict=False))
+    blocks = deque(itertools.pairwise(bounds))
 
     def work() -> None:
         scratch = _aligned_zeros(scratch_size, dtype)

@@ -434,7 +434,6 @@ def read(scratch, record, shape, read_activation):
             store(scratch, r_at + j, load(scratch, yhat + j) * load(scratch, gate_at + j) * scale)
     else:
         scale = centre_silu(scratch, yhat, gate_at, slots, READ_EPSILON)
-        scale += 0.0 / scale  # nan, as PyTorch's LayerNorm gives, where the variance overflows and scale is 0
         for j in range(0, slots, WIDTH):
             store(scratch, r_at + j, load(scratch, work_field(CENTRED, slots) + j) * scale)
     return scale
@@ -596,8 +595,21 @@ def make_pull_back(with_read):
     """
 
     def pull_back(
-        scratch, gradient, memory, forget, scaled, zbar, w, earlier_xbar, earlier_x, earlier_w, gw, wbar, xbar,
-        slots, dims,
+        scratch,
+        gradient,
+        memory,
+        forget,
+        scaled,
+        zbar,
+        w,
+        earlier_xbar,
+        earlier_x,
+        earlier_w,
+        gw,
+        wbar,
+        xbar,
+        slots,
+        dims,
     ):
         fill_zero(scratch, gw, slots)
         for d in range(0, dims, 4):
@@ -607,23 +619,71 @@ def make_pull_back(with_read):
                 u, zb = load(scratch, scaled + j), load(scratch, zbar + j)
                 xb, z = load(scratch, earlier_xbar + j), load(scratch, gw + j)
                 w_0, x_0, z = pull_back_one(
-                    scratch, gradient + at, memory + at, forget, u, zb, xb, w + d, earlier_x + d, earlier_w + d,
-                    w_0, x_0, z, with_read,
+                    scratch,
+                    gradient + at,
+                    memory + at,
+                    forget,
+                    u,
+                    zb,
+                    xb,
+                    w + d,
+                    earlier_x + d,
+                    earlier_w + d,
+                    w_0,
+                    x_0,
+                    z,
+                    with_read,
                 )
                 at += slots
                 w_1, x_1, z = pull_back_one(
-                    scratch, gradient + at, memory + at, forget, u, zb, xb, w + d + 1, earlier_x + d + 1, earlier_w + d + 1,
-                    w_1, x_1, z, with_read,
+                    scratch,
+                    gradient + at,
+                    memory + at,
+                    forget,
+                    u,
+                    zb,
+                    xb,
+                    w + d + 1,
+                    earlier_x + d + 1,
+                    earlier_w + d + 1,
+                    w_1,
+                    x_1,
+                    z,
+                    with_read,
                 )
                 at += slots
                 w_2, x_2, z = pull_back_one(
-                    scratch, gradient + at, memory + at, forget, u, zb, xb, w + d + 2, earlier_x + d + 2, earlier_w + d + 2,
-                    w_2, x_2, z, with_read,
+                    scratch,
+                    gradient + at,
+                    memory + at,
+                    forget,
+                    u,
+                    zb,
+                    xb,
+                    w + d + 2,
+                    earlier_x + d + 2,
+                    earlier_w + d + 2,
+                    w_2,
+                    x_2,
+                    z,
+                    with_read,
                 )
                 at += slots
                 w_3, x_3, z = pull_back_one(
-                    scratch, gradient + at, memory + at, forget, u, zb, xb, w + d + 3, earlier_x + d + 3, earlier_w + d + 3,
-                    w_3, x_3, z, with_read,
+                    scratch,
+                    gradient + at,
+                    memory + at,
+                    forget,
+                    u,
+                    zb,
+                    xb,
+                    w + d + 3,
+                    earlier_x + d + 3,
+                    earlier_w + d + 3,
+                    w_3,
+                    x_3,
+                    z,
+                    with_read,
                 )
                 store(scratch, gw + j, z)
             store_halves(scratch, wbar + d, xbar + d, sum_each(w_0, w_1, w_2, w_3, x_0, x_1, x_2, x_3))
@@ -688,8 +748,20 @@ def start_scratch(scratch, num_slots, slots):
 
 
 def forward_rows(
-    tokens, token_strides, states, state_strides, output, final_states, sizes, activations, second_order, epsilon,
-    segment, scratch, first_row, last_row,
+    tokens,
+    token_strides,
+    states,
+    state_strides,
+    output,
+    final_states,
+    sizes,
+    activations,
+    second_order,
+    epsilon,
+    segment,
+    scratch,
+    first_row,
+    last_row,
 ):
     num_tokens, num_heads, num_slots, dim = sizes
     write_activation, read_activation = activations
@@ -707,28 +779,50 @@ def forward_rows(
         load_memory(scratch, value_memory, states[1], state_strides[1], batch, head, shape)
         load_token(scratch, ring, tokens, token_strides, batch, 0, head, shape)
         multiply(scratch, key_memory, dim_field(ring, KEY, dims), slot_field(ring, KEY_Z, slots, dims), slots, dims)
-        multiply(scratch, value_memory, dim_field(ring, VALUE, dims), slot_field(ring, VALUE_Z, slots, dims), slots, dims)
+        multiply(
+            scratch, value_memory, dim_field(ring, VALUE, dims), slot_field(ring, VALUE_Z, slots, dims), slots, dims
+        )
         for time in range(num_tokens):
             record = ring + (time % 2) * _record_size(slots, dims)
             following = ring + ((time + 1) % 2) * _record_size(slots, dims)
             # After the last token the sweeps prepare one that never comes; the last itself stands in.
-            load_token(
-                scratch, following, tokens, token_strides, batch, min(time + 1, num_tokens - 1), head, shape
-            )
+            load_token(scratch, following, tokens, token_strides, batch, min(time + 1, num_tokens - 1), head, shape)
             forget, scaled_key, scaled_value = write_vectors(scratch, record, shape, write_activation, epsilon)
             write_and_multiply(
-                scratch, key_memory, key_memory, forget, scaled_key, dim_field(record, KEY, dims),
-                dim_field(record, QUERY, dims), slot_field(record, YHAT, slots, dims),
-                dim_field(following, KEY, dims), slot_field(following, KEY_Z, slots, dims), slots, dims,
+                scratch,
+                key_memory,
+                key_memory,
+                forget,
+                scaled_key,
+                dim_field(record, KEY, dims),
+                dim_field(record, QUERY, dims),
+                slot_field(record, YHAT, slots, dims),
+                dim_field(following, KEY, dims),
+                slot_field(following, KEY_Z, slots, dims),
+                slots,
+                dims,
             )
             read(scratch, record, shape, read_activation)
             write_and_read(
-                scratch, value_memory, forget, scaled_value, dim_field(record, VALUE, dims),
-                slot_field(record, R, slots, dims), dim_field(record, OUTPUT, dims),
-                dim_field(following, VALUE, dims), slot_field(following, VALUE_Z, slots, dims), slots, dims,
+                scratch,
+                value_memory,
+                forget,
+                scaled_value,
+                dim_field(record, VALUE, dims),
+                slot_field(record, R, slots, dims),
+                dim_field(record, OUTPUT, dims),
+                dim_field(following, VALUE, dims),
+                slot_field(following, VALUE_Z, slots, dims),
+                slots,
+                dims,
             )
-            copy(output, ((batch * num_tokens + time) * num_heads + head) * dim, scratch,
-                 dim_field(record, OUTPUT, dims), dim)
+            copy(
+                output,
+                ((batch * num_tokens + time) * num_heads + head) * dim,
+                scratch,
+                dim_field(record, OUTPUT, dims),
+                dim,
+            )
         save_memory(scratch, key_memory, final_states[0], row, shape)
         save_memory(scratch, value_memory, final_states[1], row, shape)
 
@@ -758,21 +852,41 @@ def replay(scratch, states, state_stride, records, count, shape, activations, ep
     _, _, slots, dims = shape
     size = slots * dims
     multiply(scratch, states, dim_field(records, KEY, dims), slot_field(records, KEY_Z, slots, dims), slots, dims)
-    multiply(scratch, states + size, dim_field(records, VALUE, dims), slot_field(records, VALUE_Z, slots, dims), slots, dims)
+    multiply(
+        scratch, states + size, dim_field(records, VALUE, dims), slot_field(records, VALUE_Z, slots, dims), slots, dims
+    )
     for i in range(count):
         record = records + i * _record_size(slots, dims)
         following = record + _record_size(slots, dims)
         state = states + i * state_stride
         forget, scaled_key, scaled_value = write_vectors(scratch, record, shape, write_activation, epsilon)
         write_and_multiply(
-            scratch, state, state + state_stride, forget, scaled_key, dim_field(record, KEY, dims),
-            dim_field(record, QUERY, dims), slot_field(record, YHAT, slots, dims),
-            dim_field(following, KEY, dims), slot_field(following, KEY_Z, slots, dims), slots, dims,
+            scratch,
+            state,
+            state + state_stride,
+            forget,
+            scaled_key,
+            dim_field(record, KEY, dims),
+            dim_field(record, QUERY, dims),
+            slot_field(record, YHAT, slots, dims),
+            dim_field(following, KEY, dims),
+            slot_field(following, KEY_Z, slots, dims),
+            slots,
+            dims,
         )
         write_and_multiply(
-            scratch, state + size, state + size + state_stride, forget, scaled_value, dim_field(record, VALUE, dims),
-            dim_field(record, OUTPUT, dims), slot_field(record, RBAR, slots, dims),
-            dim_field(following, VALUE, dims), slot_field(following, VALUE_Z, slots, dims), slots, dims,
+            scratch,
+            state + size,
+            state + size + state_stride,
+            forget,
+            scaled_value,
+            dim_field(record, VALUE, dims),
+            dim_field(record, OUTPUT, dims),
+            slot_field(record, RBAR, slots, dims),
+            dim_field(following, VALUE, dims),
+            slot_field(following, VALUE_Z, slots, dims),
+            slots,
+            dims,
         )
         if keep:
             scale = read(scratch, record, shape, read_activation)
@@ -780,8 +894,9 @@ def replay(scratch, states, state_stride, records, count, shape, activations, ep
 
 
 @function
-def load_segment(scratch, records, tokens, token_strides, output_gradient, output_strides, batch, head, first, count,
-                 shape):
+def load_segment(
+    scratch, records, tokens, token_strides, output_gradient, output_strides, batch, head, first, count, shape
+):
     _, dim, slots, dims = shape
     for i in range(count):
         record = records + i * _record_size(slots, dims)
@@ -791,8 +906,24 @@ def load_segment(scratch, records, tokens, token_strides, output_gradient, outpu
 
 
 def backward_rows(
-    tokens, token_strides, states, state_strides, output_gradient, output_strides, final_gradients, final_strides,
-    token_gradients, state_gradients, sizes, activations, second_order, epsilon, segment, scratch, first_row, last_row,
+    tokens,
+    token_strides,
+    states,
+    state_strides,
+    output_gradient,
+    output_strides,
+    final_gradients,
+    final_strides,
+    token_gradients,
+    state_gradients,
+    sizes,
+    activations,
+    second_order,
+    epsilon,
+    segment,
+    scratch,
+    first_row,
+    last_row,
 ):
     num_tokens, num_heads, num_slots, dim = sizes
     slots, dims = _padded(num_slots), _padded(dim)
@@ -818,8 +949,19 @@ def backward_rows(
             checkpoint = checkpoints + 2 * size * i
             for j in range(0, 2 * size, WIDTH):
                 store(scratch, checkpoint + 2 * size + j, load(scratch, checkpoint + j))
-            load_segment(scratch, records, tokens, token_strides, output_gradient, output_strides, batch, head,
-                         i * segment, segment, shape)
+            load_segment(
+                scratch,
+                records,
+                tokens,
+                token_strides,
+                output_gradient,
+                output_strides,
+                batch,
+                head,
+                i * segment,
+                segment,
+                shape,
+            )
             replay(scratch, checkpoint + 2 * size, 0, records, segment, shape, activations, epsilon, False)
         load_memory(scratch, gradients, final_gradients[0], final_strides[0], batch, head, shape)
         load_memory(scratch, gradients + size, final_gradients[1], final_strides[1], batch, head, shape)
@@ -827,19 +969,58 @@ def backward_rows(
             first = i * segment
             count = min(segment, num_tokens - first)
             checkpoint = checkpoints + 2 * size * i
-            load_segment(scratch, records, tokens, token_strides, output_gradient, output_strides, batch, head,
-                         first, count, shape)
+            load_segment(
+                scratch,
+                records,
+                tokens,
+                token_strides,
+                output_gradient,
+                output_strides,
+                batch,
+                head,
+                first,
+                count,
+                shape,
+            )
             replay(scratch, checkpoint, 2 * size, records, count, shape, activations, epsilon, True)
-            backward_segment(scratch, gradients, checkpoint, null, count, token_gradients, batch, first, head,
-                             sizes, shape, activations, second_order, epsilon)
+            backward_segment(
+                scratch,
+                gradients,
+                checkpoint,
+                null,
+                count,
+                token_gradients,
+                batch,
+                first,
+                head,
+                sizes,
+                shape,
+                activations,
+                second_order,
+                epsilon,
+            )
         if has_state_gradients:
             save_memory(scratch, gradients, state_gradients[0], row, shape)
             save_memory(scratch, gradients + size, state_gradients[1], row, shape)
 
 
 @function
-def backward_segment(scratch, gradients, states, null, count, token_gradients, batch, first, head, sizes, shape,
-                     activations, second_order, epsilon):
+def backward_segment(
+    scratch,
+    gradients,
+    states,
+    null,
+    count,
+    token_gradients,
+    batch,
+    first,
+    head,
+    sizes,
+    shape,
+    activations,
+    second_order,
+    epsilon,
+):
     """Walk from the segment's last token to its first; ``null``, a token that does nothing, stands at both ends."""
     _, _, slots, dims = shape
     size = slots * dims
@@ -853,16 +1034,38 @@ def backward_segment(scratch, gradients, states, null, count, token_gradients, b
         state = states + i * 2 * size
         forget = load_one(scratch, scalar_field(record, FORGET, slots, dims))
         key_pull_back(
-            scratch, gradients, state, forget, work_field(KEY_SCALED, slots),
-            work_field(KEY_ZBAR, slots), dim_field(record, KEY, dims), slot_field(earlier, YHATBAR, slots, dims),
-            dim_field(earlier, QUERY, dims), dim_field(earlier, KEY, dims), work_field(KEY_GW, slots),
-            key_gradient, query_gradient, slots, dims,
+            scratch,
+            gradients,
+            state,
+            forget,
+            work_field(KEY_SCALED, slots),
+            work_field(KEY_ZBAR, slots),
+            dim_field(record, KEY, dims),
+            slot_field(earlier, YHATBAR, slots, dims),
+            dim_field(earlier, QUERY, dims),
+            dim_field(earlier, KEY, dims),
+            work_field(KEY_GW, slots),
+            key_gradient,
+            query_gradient,
+            slots,
+            dims,
         )
         value_pull_back(
-            scratch, gradients + size, state + size, forget, work_field(VALUE_SCALED, slots),
-            work_field(VALUE_ZBAR, slots), dim_field(record, VALUE, dims), slot_field(earlier, R, slots, dims),
-            dim_field(earlier, OUTPUT, dims), dim_field(earlier, VALUE, dims), work_field(VALUE_GW, slots),
-            value_gradient, value_gradient + dims, slots, dims,
+            scratch,
+            gradients + size,
+            state + size,
+            forget,
+            work_field(VALUE_SCALED, slots),
+            work_field(VALUE_ZBAR, slots),
+            dim_field(record, VALUE, dims),
+            slot_field(earlier, R, slots, dims),
+            dim_field(earlier, OUTPUT, dims),
+            dim_field(earlier, VALUE, dims),
+            work_field(VALUE_GW, slots),
+            value_gradient,
+            value_gradient + dims,
+            slots,
+            dims,
         )
         num_tokens, num_heads, num_slots, dim = sizes
         if i < count:
@@ -918,7 +1121,16 @@ def token_backward(scratch, record, shape, write_activation, second_order, epsil
             dot = multiply_add(load(scratch, u + j), load(scratch, gw + j), dot)
         scale_to(scratch, u, -step, work_field(KEY_SCALED + i, slots), slots)
         write_gradient_backward(
-            scratch, z, gate, target, gw, step, work_field(KEY_ZBAR + i, slots), shape, write_activation,
-            second_order, epsilon,
+            scratch,
+            z,
+            gate,
+            target,
+            gw,
+            step,
+            work_field(KEY_ZBAR + i, slots),
+            shape,
+            write_activation,
+            second_order,
+            epsilon,
         )
     return sum_lanes(dot)
