@@ -45,9 +45,9 @@ def why_not(problem: Problem | None) -> str | None:
     lengths = (1, *tuning.CHUNK_LENGTHS)
     if problem.options.chunk_length not in lengths:
         return f"chunk_length={problem.options.chunk_length} is none of {', '.join(map(str, lengths))}"
-    if problem.options.chunk_length > tuning.LONGEST_WIDE_CHUNK and problem.dtype != torch.bfloat16:
-        # Four bytes an entry, its blocks outgrow the shared memory of some GPUs.
-        return f"chunk_length={problem.options.chunk_length} takes bfloat16 alone"
+    longest = tuning.longest_chunk(problem.dtype, max(problem.num_slots, problem.head_dim))
+    if problem.options.chunk_length > longest:
+        return f"chunk_length={problem.options.chunk_length} is above {longest}, the longest for this dtype and size"
     return None
 
 

@@ -7,14 +7,23 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import torch
+
 SMALLEST, LARGEST = 8, 128
 """Slots and head widths the kernels take."""
 
 CHUNK_LENGTHS = (16, 32, 64, 128)
 """Those of the chunkwise form; 1 is the exact recurrence."""
 
-LONGEST_WIDE_CHUNK = 64
-"""Longest of them for inputs other than bfloat16."""
+
+def longest_chunk(dtype: torch.dtype, widest: int) -> int:
+    """Return the longest chunk whose blocks fit the shared memory, ``widest`` being the larger of slots and head width.
+
+    Operands other than bfloat16 take four bytes an entry there.
+    """
+    if dtype == torch.bfloat16:
+        return 128
+    return 64 if widest <= 64 else 32
 
 
 class Exact(NamedTuple):

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from trellis_ts.kernels import MemoryState, trellis_memory, trellis_memory_step
+from trellis_ts.kernels.memory import tuning
 
 pytestmark = [
     pytest.mark.gpu,
@@ -91,9 +92,15 @@ def test_activations(chunk_length, write_activation, read_activation, second_ord
 
 
 @pytest.mark.parametrize(
-    ("dtype", "chunk_length"), [*itertools.product(TOLERANCE, (16, 32, 64)), (torch.bfloat16, 128)]
+    ("dtype", "chunk_length", "slot", "dim"),
+    [
+        (dtype, chunk_length, slot, dim)
+        for dtype, chunk_length, (slot, dim) in itertools.product(
+            TOLERANCE, tuning.CHUNK_LENGTHS, [(8, 13), (32, 32), (64, 64), (128, 128)]
+        )
+        if chunk_length <= tuning.longest_chunk(dtype, max(slot, dim))
+    ],
 )
-@pytest.mark.parametrize(("slot", "dim"), [(8, 13), (32, 32), (64, 64), (128, 128)])
 @pytest.mark.parametrize("time", [5, 127, 257])
 @pytest.mark.usefixtures("poisoned")
 def test_chunkwise_form(dtype, time, slot, dim, chunk_length, compare):
