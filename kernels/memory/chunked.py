@@ -38,7 +38,7 @@ def chunked(
         key_memory, value_memory = initial_state
         length = options.chunk_length if options.chunk_length > 1 else _EXACT_CHUNK_LENGTH
         outputs = []
-        for pieces in zip(*(tensor.split(length, dim=2) for tensor in by_head), strict=True):
+        for pieces in zip(*(torch.split(tensor, length, dim=2) for tensor in by_head), strict=True):
             query, key, value, target, log_forget, step_size = pieces
             decay = _decays(log_forget)
             yhat, key_memory = _pass(key_memory, key, query, target, step_size, decay, options, reads_slots=True)
@@ -108,5 +108,5 @@ def _exact_gradients(
     before = decay[..., :-1, :]  # what token t finds of the state after token i
     found = before[..., :1] * z
     system = (written @ written.mT) * before[..., 1:] * step_size[..., None, :]
-    u = torch.linalg.solve_triangular(system, found - target, upper=False, unitriangular=True)
+    u: Tensor = torch.linalg.solve_triangular(system, found - target, upper=False, unitriangular=True)
     return u if options.second_order else (u + target).detach() - target  # u + target is z
