@@ -33,6 +33,7 @@ from trellis_ts.kernels.memory.cpu_vectors import (
     store_one,
     sum_each,
     sum_lanes,
+    transpose,
 )
 
 READ_EPSILON = 1e-6
@@ -169,20 +170,46 @@ def load_memory(scratch, to, tensor, strides, batch, head, shape):
         for i in range(0, slots * dims, WIDTH):
             store(scratch, to + i, number)
         return
-    for first in range(0, num_slots, WIDTH):
-        for d in range(dim):
-            for m in range(first, min(first + WIDTH, num_slots)):
-                number = load_one(tensor, start + m * strides[2] + d * strides[3])
-                store_one(scratch, to + d * slots + m, number)
+    elif strides[3] == 1:
+        for m in range(0, slots, WIDTH):
+            for d in range(0, dims, WIDTH):
+                transpose_block(scratch, to + d * slots + m, slots, tensor, start + m * strides[2] + d, strides[2])
+        return
+    for d in range(dim):
+        for m in range(num_slots):
+            number = load_one(tensor, start + m * strides[2] + d * strides[3])
+            store_one(scratch, to + d * slots + m, number)
 
 
 @function
 def save_memory(scratch, source, tensor, row, shape):
-    num_slots, dim, slots, _ = shape
+    num_slots, dim, slots, dims = shape
     start = row * num_slots * dim
+    if num_slots == slots and dim == dims:
+        for m in range(0, slots, WIDTH):
+            for d in range(0, dims, WIDTH):
+                transpose_block(tensor, start + m * dim + d, dim, scratch, source + d * slots + m, slots)
+        return
     for d in range(dim):
         for m in range(num_slots):
             store_one(tensor, start + m * dim + d, load_one(scratch, source + d * slots + m))
+
+
+@inline
+def transpose_block(destination, to, to_stride, source, start, stride):
+    """Copy eight rows of eight numbers to eight columns."""
+    columns = transpose(
+        load(source, start),
+        load(source, start + stride),
+        load(source, start + 2 * stride),
+        load(source, start + 3 * stride),
+        load(source, start + 4 * stride),
+        load(source, start + 5 * stride),
+        load(source, start + 6 * stride),
+        load(source, start + 7 * stride),
+    )
+    for i in range(WIDTH):
+        store(destination, to + i * to_stride, columns[i])
 
 
 @inline

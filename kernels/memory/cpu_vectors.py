@@ -287,6 +287,27 @@ def sum_each(typing_context, a, b, c, d, e, f, g, h):
     return a(a, b, c, d, e, f, g, h), lower
 
 
+@intrinsic
+def transpose(typing_context, a, b, c, d, e, f, g, h):
+    """Return the columns of eight rows, as a tuple."""
+
+    def lower(context, builder, signature, values):
+        rows = list(values)
+        for stride in (1, 2, 4):  # exchange the lanes whose numbers differ in one bit between rows that differ in it
+            low = [lane if not lane & stride else lane - stride + WIDTH for lane in range(WIDTH)]
+            high = [lane + stride if not lane & stride else lane + WIDTH for lane in range(WIDTH)]
+            exchanged = list(rows)
+            for row in range(WIDTH):
+                if not row & stride:
+                    pair = rows[row], rows[row + stride]
+                    exchanged[row] = _shuffle(builder, *pair, low)
+                    exchanged[row + stride] = _shuffle(builder, *pair, high)
+            rows = exchanged
+        return context.make_tuple(builder, signature.return_type, rows)
+
+    return types.UniTuple(a, WIDTH)(a, b, c, d, e, f, g, h), lower
+
+
 def _reduce(combine):
     """Make a lowering that folds the lanes in halves, and the halves again, always in the same order."""
 
