@@ -42,11 +42,13 @@ _HAS_NUMBA = importlib.util.find_spec("numba") is not None
 _WRITE_ACTIVATIONS = get_args(WriteActivation)
 _READ_ACTIVATIONS = get_args(ReadActivation)
 
-# What the states of one row may take in the backward pass before they are recomputed in segments: with the rest of a
-# thread's data it should stay in a core's second-level cache.
-_STATES_BYTES = 384 * 1024
+# What the states of eight rows may take in the backward pass before they are recomputed in segments: a thread's share
+# of the last cache.
+_STATES_BYTES = 4 << 20
 # Below this many multiplications and additions another thread costs more than it saves.
 _LEAST_WORK_PER_THREAD = 200_000
+# Inputs and output come first among a kernel's tensors; with the states before and after, these have strides.
+_NUM_TOKEN_TENSORS, _NUM_STRIDED = 7, 11
 # Blocks of rows per thread: a thread that is held up leaves its blocks to the others.
 _BLOCKS_PER_THREAD = 4
 
@@ -262,11 +264,13 @@ def _run_forward(
 ) -> None:
     kernel = _kernels(output.dtype)
     num_tokens, num_heads, num_slots, dim = sizes = _sizes(tokens)
-    results = (_flat(output), tuple(map(_flat, final_states)))
-    settings = (sizes, activations, True, epsilon, num_tokens)
+    inputs, strides = _strided([*tokens, output, *states])
     _over_rows(
         kernel.forward,
-        (*_views(tokens), *_views(states), *results, *settings),
+        sizes=(*sizes, *activations, True, 1, False),
+        tensors=(*inputs, *final_states),
+        strides=strides,
+        epsilon=epsilon,
         num_rows=len(output) * num_heads,
         work_per_row=14 * num_tokens * num_slots * dim,
         scratch_size=kernel.forward_scratch_size(num_slots, dim),
@@ -287,13 +291,17 @@ def _run_backward(
 ) -> None:
     kernel = _kernels(output_gradient.dtype)
     num_tokens, num_heads, num_slots, dim = sizes = _sizes(tokens)
-    segment = _segment_length(num_tokens, kernel.states_size(num_slots, dim) * output_gradient.itemsize)
-    gradients, gradient_strides = _views([output_gradient])
-    results = (tuple(map(_flat, token_gradients)), tuple(map(_flat, state_gradients)))
-    settings = (sizes, activations, second_order, epsilon, segment)
+    segment = _segment_length(
+        kernel.num_chunks(num_tokens), kernel.states_size(num_slots, dim) * output_gradient.itemsize
+    )
+    inputs, strides = _strided([*tokens, output_gradient, *states, *final_gradients])
+    with_states = state_gradients[0].numel() > 0
     _over_rows(
         kernel.backward,
-        (*_views(tokens), *_views(states), *gradients, gradient_strides, *_views(final_gradients), *results, *settings),
+        sizes=(*sizes, *activations, second_order, segment, with_states),
+        tensors=(*inputs, *token_gradients, *state_gradients),
+        strides=strides,
+        epsilon=epsilon,
         num_rows=len(output_gradient) * num_heads,
         work_per_row=56 * num_tokens * num_slots * dim,
         scratch_size=kernel.backward_scratch_size(num_slots, dim, num_tokens, segment),
@@ -307,6 +315,9 @@ class _Kernels(NamedTuple):
     forward_scratch_size: Callable[[int, int], int]
     backward_scratch_size: Callable[[int, int, int, int], int]
     states_size: Callable[[int, int], int]
+    num_chunks: Callable[[int], int]
+    num_places: int
+    lanes: int
 
 
 _building = threading.Lock()
@@ -333,6 +344,9 @@ def _built(dtype: torch.dtype) -> _Kernels:
         cpu_kernel.forward_scratch_size,
         cpu_kernel.backward_scratch_size,
         cpu_kernel.states_size,
+        cpu_kernel.num_chunks,
+        cpu_kernel.NUM_PLACES,
+        cpu_kernel.WIDTH,
     )
 
 
@@ -356,39 +370,30 @@ def _sizes(tokens: Sequence[Tensor]) -> tuple[int, int, int, int]:
     return num_tokens, num_heads, num_slots, tokens[0].shape[-1]
 
 
-def _segment_length(num_tokens: int, states_bytes: int) -> int:
-    """Return how many tokens' states are kept at once: all if they fit the cache, else what keeps their number small.
+def _segment_length(num_chunks: int, states_bytes: int) -> int:
+    """Return how many chunks' first states are kept at once: all if they fit, else what keeps their number small.
 
-    With segments of s tokens, T / s states at the segments' starts and s within one are held: least at the root of T.
+    With segments of s chunks, n / s states at the segments' starts and s within one are held: least at the root of n.
     """
-    if (num_tokens + 2) * states_bytes <= _STATES_BYTES:
-        return num_tokens
-    return max(1, math.isqrt(num_tokens))
+    return num_chunks if num_chunks * states_bytes <= _STATES_BYTES else max(1, math.isqrt(num_chunks))
 
 
-def _views(tensors: Sequence[Tensor]) -> tuple[tuple[Any, ...], Any]:
-    """Return tensors as flat arrays, and where their elements lie: strides over the first three axes, or all of four.
-
-    Kernels step through tokens' last axis one by one; a tensor that is stored otherwise is copied here.
-    """
-    ready = [tensor if tensor.ndim == 3 or tensor.stride(-1) == 1 else tensor.contiguous() for tensor in tensors]
-    strides = [(*tensor.stride(), 0)[:4] for tensor in ready]
-    return tuple(map(_flat, ready)), np.array(strides, dtype=np.int64)
-
-
-def _flat(tensor: Tensor) -> Any:
-    """Return the memory a tensor spans, from its first element to its last, as an array of one axis."""
-    tensor = tensor.detach()
-    if tensor.is_contiguous():
-        return tensor.view(-1).numpy()
-    extent = 1 + sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
-    return tensor.as_strided((extent if tensor.numel() else 0,), (1,)).numpy()
+def _strided(tensors: Sequence[Tensor]) -> tuple[list[Tensor], list[tuple[int, ...]]]:
+    """Return tensors whose tokens' last axis is contiguous, and strides over the first three axes, or all of four."""
+    ready = [
+        tensor.contiguous() if index < _NUM_TOKEN_TENSORS and tensor.ndim == 4 and tensor.stride(3) != 1 else tensor
+        for index, tensor in enumerate(tensors)
+    ]
+    return ready, [(*tensor.stride(), 0)[:4] for tensor in ready]
 
 
 def _over_rows(
     kernel: Kernel,
-    arguments: tuple[Any, ...],
     *,
+    sizes: tuple[int, ...],
+    tensors: Sequence[Tensor],
+    strides: list[tuple[int, ...]],
+    epsilon: float,
     num_rows: int,
     work_per_row: int,
     scratch_size: int,
@@ -396,23 +401,31 @@ def _over_rows(
 ) -> None:
     """Run a kernel over all rows, in blocks that as many threads as PyTorch would use take in turn.
 
-    A row is worked on by one thread from beginning to end, so the numbers do not depend on how many there are.
-    Plain threads, because the kernels run without Python's lock: unlike Numba's own they may be used from several
-    threads at once and after a fork.
+    Rows are worked on in the lanes of vectors, independent of each other, by one thread from beginning to end, so the
+    numbers do not depend on how many threads there are. Plain threads, because the kernels run without Python's lock:
+    unlike Numba's own they may be used from several threads at once and after a fork.
     """
-    num_threads = max(1, min(torch.get_num_threads(), num_rows, num_rows * work_per_row // _LEAST_WORK_PER_THREAD))
-    num_blocks = 1 if num_threads == 1 else min(num_rows, num_threads * _BLOCKS_PER_THREAD)
-    bounds = [num_rows * i // num_blocks for i in range(num_blocks + 1)]
+    if num_rows == 0:
+        return
+    kernels = _kernels(dtype)
+    num_groups = -(-num_rows // kernels.lanes)
+    num_threads = max(1, min(torch.get_num_threads(), num_groups, num_rows * work_per_row // _LEAST_WORK_PER_THREAD))
+    num_blocks = 1 if num_threads == 1 else min(num_groups, num_threads * _BLOCKS_PER_THREAD)
+    bounds = [min(num_rows, num_groups * i // num_blocks * kernels.lanes) for i in range(num_blocks + 1)]
     blocks = deque(itertools.pairwise(bounds))
+    integers = np.array(sizes, dtype=np.int64)
+    addresses = np.array([tensor.data_ptr() for tensor in tensors], dtype=np.int64)
+    table = np.zeros((_NUM_STRIDED, 4), dtype=np.int64)
+    table[: len(strides)] = strides
 
     def work() -> None:
-        scratch = _aligned_zeros(scratch_size, dtype)
+        scratch, places = _aligned_zeros(scratch_size, dtype), np.empty(kernels.num_places, dtype=np.int64)
         while True:
             try:
                 first, last = blocks.popleft()
             except IndexError:
                 return
-            kernel(*arguments, scratch, first, last)
+            kernel(integers, addresses, table, places, epsilon, scratch, first, last)
 
     if num_threads == 1:
         work()

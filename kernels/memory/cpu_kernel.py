@@ -1,1163 +1,1016 @@
-"""The compiled part of the CPU implementation; README.md beside this file derives formulas and layout.
+"""The compiled recurrence over sequences; section 5 of README.md beside this file derives what is computed here.
 
-A row's memories lie transposed, ``[dim, slot]``, both axes filled up with zeros to multiples of ``WIDTH``: the vectors
-run over slots, and a key, value or query enters number by number. Everything a thread works on, one row at a time,
-lies in one flat array, ``scratch``; what would be a pointer is an offset into it. Padding stays zero: vectors and
-targets are zero there, and where a formula would not keep it so the mask does.
+Eight rows are worked on side by side: every number here is a vector with one lane per row, so a sum over slots or
+features is a sum of vectors, and no size needs to be a multiple of anything. Tokens are taken ``CHUNK`` at a time.
+What they share with the memories at the chunk's start is computed by products of matrices; what they do to each
+other, token by token, from products between tokens. The result is the exact recurrence.
 
-Numba decides by this file's date whether its cache is valid: after a change to ``cpu_vectors.py`` alone, touch it.
+Everything a thread works on lies in one flat array, ``scratch``; what would be a pointer is an offset into it, in
+numbers, and ``Layout`` holds the offsets. Numba decides by this file's date whether its cache is valid: after a change
+to the files it imports alone, touch it.
 """
 
 from __future__ import annotations
 
-import math
+from typing import NamedTuple
 
+import numpy as np
 from numba import njit, types
-from numba.extending import overload
+from numba.extending import register_jitable
 
+from trellis_ts.kernels.memory.cpu_activations import (
+    activations,
+    exponential,
+    function,
+    inline,
+    largest_over_rows,
+    over_rows,
+)
 from trellis_ts.kernels.memory.cpu_vectors import (
     WIDTH,
-    clamp,
-    largest_lane,
     load,
     load_one,
-    maximum,
     multiply_add,
     pointer,
+    pointer_to,
     prefetch,
-    repeat,
-    scale_by_power,
-    square_root,
     store,
-    store_halves,
     store_one,
-    sum_each,
-    sum_lanes,
     transpose,
+    zero,
 )
 
-READ_EPSILON = 1e-6
-LOG2_E = math.log2(math.e)
+CHUNK = 8
 
-# Write and read activations, in the order of their Literals in types.py.
-IDENTITY, SILU, LN_SILU = range(3)
-READ_LN_SILU, READ_L2_SILU, READ_SOFTMAX = range(3)
+# What is handed to a function is a NumPy integer: Numba would compile it anew for every literal it is called with. Only
+# products are called with literal strides on purpose, so that their inner loops have few pointers to step.
+NONE, ZERO, ONE, LANES, WHOLE = np.array((-1, 0, 1, WIDTH, CHUNK))
 
-# At the start of scratch, vectors over slots: 1 where there is a slot and 0 in padding, and the same divided by their
-# number; then what one token needs.
-MASK, MEAN, ABAR, CENTRED, WEIGHTED, KEY_SCALED, VALUE_SCALED, KEY_ZBAR, VALUE_ZBAR, KEY_GW, VALUE_GW = range(11)
-NUM_WORK_SLOT_FIELDS = 11
-# After those, gradients over dim: of query, key and value, and one that nothing asks for.
-NUM_WORK_DIM_FIELDS = 4
+# Sizes of a problem, its tensors' addresses and strides (the inputs are strided, the results contiguous); cpu.py
+# writes them.
+NUM_TOKENS, NUM_HEADS, NUM_SLOTS, DIM, WRITE, READ, SECOND_ORDER, SEGMENT, WITH_STATE_GRADIENTS = np.arange(9)
+QUERY, KEY, VALUE, TARGET, LOG_FORGET, STEP, OUTPUT, KEY_STATE, VALUE_STATE, KEY_FINAL, VALUE_FINAL = np.arange(11)
+NUM_STRIDED = 11
+# Beside the places of strided tensors, those of rows in results: in steps of one row's numbers.
+TOKEN_RESULTS, STATE_RESULTS = np.arange(11, 13)
+NUM_PLACES = 13 * WIDTH
+# In the forward pass OUTPUT, KEY_FINAL and VALUE_FINAL are results; in the backward pass they hold gradients, and these
+# follow: of the six inputs and the two states.
+GRADIENTS = np.int64(11)
+KEY_STATE_GRADIENT, VALUE_STATE_GRADIENT = np.arange(17, 19)
 
-# A record holds one token: four vectors over dim, then vectors over slots, then two scalars.
-QUERY, KEY, VALUE, OUTPUT = range(4)
-NUM_DIM_FIELDS = 4
-TARGET, KEY_Z, VALUE_Z, KEY_GATE, VALUE_GATE, KEY_U, VALUE_U, YHAT, YHAT_GATE, YHATBAR, R, RBAR = range(12)
-NUM_SLOT_FIELDS = 12
-FORGET, STEP = range(2)
-
-# The gradient of a forget gate is carried from token to token by a recursion; this often, and where the gate is below
-# this, it is taken from the memories instead, since the recursion keeps errors where the gradient fades.
-INNER_PERIOD = 16
-INNER_FORGET = 0.9
-# How many tokens ahead the inputs are asked for.
-PREFETCH_DISTANCE = 4
-
-# Small parts disappear into their callers; the larger ones stay functions, or compiling would take a minute.
-inline = njit(forceinline=True, error_model="numpy")
-function = njit(error_model="numpy")
+_ACTIVATIONS = activations(over_rows, largest_over_rows)
+write_gradient, write_gradient_backward = _ACTIVATIONS.write_gradient, _ACTIVATIONS.write_gradient_backward
+read, read_backward = _ACTIVATIONS.read, _ACTIVATIONS.read_backward
 
 
 def build(scalar, *, cache=True):
     """Compile both passes for ``numba.float32`` or ``numba.float64``, or find them in Numba's cache."""
-    array, matrix = types.Array(scalar, 1, "C"), types.Array(types.int64, 2, "C")
-    pair, six, counts = types.UniTuple(array, 2), types.UniTuple(array, 6), types.UniTuple(types.int64, 4)
-    inputs = (six, matrix, pair, matrix)
-    settings = (counts, types.UniTuple(types.int64, 2), types.boolean, scalar, types.int64)
-    work = (array, types.int64, types.int64)
+    numbers, integers, matrix = types.Array(scalar, 1, "C"), types.Array(types.int64, 1, "C"), types.int64[:, ::1]
+    signature = types.void(integers, integers, matrix, integers, scalar, numbers, types.int64, types.int64)
     options = {"cache": cache, "nogil": True, "error_model": "numpy"}
-    forward = types.void(*inputs, array, pair, *settings, *work)
-    backward = types.void(*inputs, array, matrix, pair, matrix, six, pair, *settings, *work)
-    return njit(forward, **options)(forward_rows), njit(backward, **options)(backward_rows)
+    return njit(signature, **options)(forward_rows), njit(signature, **options)(backward_rows)
 
 
-def padded(size: int) -> int:
-    """Return ``size`` filled up to whole vectors."""
-    return (size + WIDTH - 1) // WIDTH * WIDTH
+class Pass(NamedTuple):
+    """Where one of the two passes keeps what it computes of a chunk of n tokens.
+
+    Key pass: w is the key and x the query. Value pass: w is the value and x, in the backward pass, the gradient of the
+    output.
+    """
+
+    rows: int  # [2 n, dim]: every w, then every x
+    start: int  # [2 n, slot]: the same, times the memory before the chunk
+    z: int  # [n, slot]
+    gate: int  # [n, slot]: sigmoid of z
+    u: int  # [n, slot]
+    written: int  # [n, slot]: -g u, what is written along w
+    reads: int  # [n, slot]: x times the memory after the token's write
+    gram: int  # [n, 2 n]: inner products of w with every row
 
 
-def work_size(slots, dims):
-    return NUM_WORK_SLOT_FIELDS * slots + NUM_WORK_DIM_FIELDS * dims
+class Layout(NamedTuple):
+    """Where everything lies in scratch, and strides; all in numbers."""
+
+    slots: int  # one vector over slots, its length filled up to a multiple of four
+    dims: int  # one vector over features, likewise
+    width: int  # from one slot of a memory to the next
+    memory: int  # one memory
+    target: int  # [n, slot]
+    forget: int  # [n]
+    step: int  # [n]
+    decay: int  # [n + 1]: products of forget gates from the chunk's start, the first one 1
+    decays: int  # [n, n]: at [t, i], the product of forget gates after token i up to token t
+    key: Pass
+    value: Pass
+    r: int  # [n, slot]
+    read_gate: int  # [n, slot]
+    read_scale: int  # [n]
+    coefficients: int  # [2 n]
+    scaled: int  # [2 n, slot]
+    products: int  # [n, 2 n]: inner products of what was written with r, or with every zbar and read gradient
+    rows: int  # [2 n, dim]: results over features
+    work: int  # [2, slot]
+    pull: int  # [2 n, slot]: zbar, then the gradients of what was read
+    gw_start: int  # [n, slot]: w times the gradient after the chunk
+    gw: int  # [slot]
+    target_gradient: int  # [n, slot]
+    step_gradient: int  # [n]
+    gs: int  # [n, dim]: what was written times the gradient after the chunk
+    sz: int  # [2 n, dim]: pull times the memory before the chunk
+    flows: int  # [n + 1, n + 1]
+    states: int  # memories and their gradients
 
 
-def record_size(slots, dims):
-    return NUM_DIM_FIELDS * dims + NUM_SLOT_FIELDS * slots + WIDTH
+@register_jitable
+def make_pass(at, slots, dims):
+    """Return where one pass keeps its data, from ``at`` on."""
+    n = CHUNK
+    z = at + 2 * n * dims + 2 * n * slots
+    return Pass(
+        rows=at,
+        start=at + 2 * n * dims,
+        z=z,
+        gate=z + n * slots,
+        u=z + 2 * n * slots,
+        written=z + 3 * n * slots,
+        reads=z + 4 * n * slots,
+        gram=z + 5 * n * slots,
+    )
 
 
-def states_size(num_slots: int, dim: int) -> int:
-    """Return how many numbers both memories of a row are, with their padding."""
-    return 2 * padded(num_slots) * padded(dim)
+def make_layout(num_slots, dim):
+    """Return where everything lies for memories of this size."""
+    slots, dims = (num_slots + 3) // 4 * 4 * WIDTH, (dim + 3) // 4 * 4 * WIDTH
+    # Two vectors more than there are features, lest all slots' data fall into the same few cache lines.
+    width = dims + 2 * WIDTH
+    n = CHUNK
+    at = n * slots  # the target comes first
+    forget, step, decay, decays = at, at + n * WIDTH, at + 2 * n * WIDTH, at + (3 * n + 1) * WIDTH
+    at = decays + n * n * WIDTH
+    size = 2 * n * dims + 7 * n * slots + 2 * n * n * WIDTH
+    key = make_pass(at, slots, dims)
+    value = make_pass(at + size, slots, dims)
+    r = at + 2 * size
+    read_scale = r + 2 * n * slots
+    scaled = read_scale + 3 * n * WIDTH
+    products = scaled + 2 * n * slots
+    rows = products + 2 * n * n * WIDTH
+    work = rows + 2 * n * dims
+    pull = work + 2 * slots
+    gw_start = pull + 2 * n * slots
+    gw = gw_start + n * slots
+    step_gradient = gw + slots + n * slots
+    gs = step_gradient + n * WIDTH
+    flows = gs + 3 * n * dims
+    return Layout(
+        slots=slots,
+        dims=dims,
+        width=width,
+        memory=slots // WIDTH * width,
+        target=0,
+        forget=forget,
+        step=step,
+        decay=decay,
+        decays=decays,
+        key=key,
+        value=value,
+        r=r,
+        read_gate=r + n * slots,
+        read_scale=read_scale,
+        coefficients=read_scale + n * WIDTH,
+        scaled=scaled,
+        products=products,
+        rows=rows,
+        work=work,
+        pull=pull,
+        gw_start=gw_start,
+        gw=gw,
+        target_gradient=gw + slots,
+        step_gradient=step_gradient,
+        gs=gs,
+        sz=gs + n * dims,
+        flows=flows,
+        states=flows + (n + 1) * (n + 1) * WIDTH,
+    )
 
 
 def forward_scratch_size(num_slots: int, dim: int) -> int:
-    """Return how many numbers a thread needs in the forward pass: both memories, and two tokens."""
-    slots, dims = padded(num_slots), padded(dim)
-    return work_size(slots, dims) + 2 * slots * dims + 2 * record_size(slots, dims)
+    """Return how many numbers a thread needs in the forward pass: its work and both memories of eight rows."""
+    layout = make_layout(num_slots, dim)
+    return layout.states + 2 * layout.memory
 
 
 def backward_scratch_size(num_slots: int, dim: int, num_tokens: int, segment: int) -> int:
     """Return how many numbers a thread needs in the backward pass.
 
-    Both memories at the start of every segment, before every token of one segment and after its last, and their
-    gradients; the tokens of a segment, one of zeros before and one after them.
+    Beside its work both memories' gradients, and the memories at the start of every segment and of every chunk of one
+    segment, a segment being so many chunks.
     """
-    slots, dims = padded(num_slots), padded(dim)
-    num_segments = (num_tokens + segment - 1) // segment
-    num_memories = 2 * (num_segments + segment + 1 + 1)
-    return work_size(slots, dims) + num_memories * slots * dims + (segment + 2) * record_size(slots, dims)
+    layout = make_layout(num_slots, dim)
+    num_segments = -(-num_chunks(num_tokens) // segment)
+    return layout.states + 2 * layout.memory * (1 + num_segments + segment)
 
 
-_padded, _work_size, _record_size = inline(padded), inline(work_size), inline(record_size)
+def states_size(num_slots: int, dim: int) -> int:
+    """Return how many numbers both memories of eight rows are, with their padding."""
+    return 2 * make_layout(num_slots, dim).memory
 
 
-@inline
-def work_field(field, slots):
-    return field * slots
+def num_chunks(num_tokens: int) -> int:
+    """Return how many chunks a sequence has."""
+    return (num_tokens + CHUNK - 1) // CHUNK
 
 
-@inline
-def dim_field(record, field, dims):
-    return record + field * dims
+_make_layout, _num_chunks = inline(make_layout), inline(num_chunks)
 
 
-@inline
-def slot_field(record, field, slots, dims):
-    return record + NUM_DIM_FIELDS * dims + field * slots
+# Between tensors and scratch
 
 
-@inline
-def scalar_field(record, field, slots, dims):
-    return record + NUM_DIM_FIELDS * dims + NUM_SLOT_FIELDS * slots + field
+@function
+def find_rows(places, sizes, strides, first_row, last_row):
+    """Look up where eight rows start in every strided tensor and, in steps of one row's numbers, in the results.
+
+    Lanes without a row of their own repeat the last one.
+    """
+    num_heads = load_one(sizes, NUM_HEADS)
+    for lane in range(WIDTH):
+        row = min(first_row + lane, last_row - 1)
+        batch, head = row // num_heads, row % num_heads
+        for tensor in range(NUM_STRIDED):
+            axis = 2 if tensor <= OUTPUT else 1  # of the heads
+            start = batch * load_one(strides, 4 * tensor) + head * load_one(strides, 4 * tensor + axis)
+            store_one(places, tensor * WIDTH + lane, start)
+        store_one(places, TOKEN_RESULTS * WIDTH + lane, batch * load_one(sizes, NUM_TOKENS) * num_heads + head)
+        store_one(places, STATE_RESULTS * WIDTH + lane, row)
 
 
-# Copying between tensors and scratch
-
-
-@inline
-def copy(destination, to, source, start, count):
+@function
+def load_rows(scratch, to, address, places, tensor, shift, count):
+    """Copy ``count`` neighbouring numbers of each of eight rows, ``shift`` after where the row starts."""
+    source, at = pointer_to(scratch, address), tensor * WIDTH
     whole = count // WIDTH * WIDTH
     for i in range(0, whole, WIDTH):
-        store(destination, to + i, load(source, start + i))
+        start = shift + i
+        columns = transpose(
+            load(source, load_one(places, at) + start),
+            load(source, load_one(places, at + 1) + start),
+            load(source, load_one(places, at + 2) + start),
+            load(source, load_one(places, at + 3) + start),
+            load(source, load_one(places, at + 4) + start),
+            load(source, load_one(places, at + 5) + start),
+            load(source, load_one(places, at + 6) + start),
+            load(source, load_one(places, at + 7) + start),
+        )
+        j = to + i * WIDTH
+        store(scratch, j, columns[0])
+        store(scratch, j + WIDTH, columns[1])
+        store(scratch, j + 2 * WIDTH, columns[2])
+        store(scratch, j + 3 * WIDTH, columns[3])
+        store(scratch, j + 4 * WIDTH, columns[4])
+        store(scratch, j + 5 * WIDTH, columns[5])
+        store(scratch, j + 6 * WIDTH, columns[6])
+        store(scratch, j + 7 * WIDTH, columns[7])
     for i in range(whole, count):
-        store_one(destination, to + i, load_one(source, start + i))
-
-
-@inline
-def fill(scratch, to, count, value):
-    for i in range(to, to + count):
-        store_one(scratch, i, value)
+        for lane in range(WIDTH):
+            number = load_one(source, load_one(places, at + lane) + shift + i)
+            store_one(scratch, to + i * WIDTH + lane, number)
 
 
 @function
-def load_memory(scratch, to, tensor, strides, batch, head, shape):
-    num_slots, dim, slots, dims = shape
-    start = batch * strides[0] + head * strides[1]
-    if num_slots < slots or dim < dims:
-        fill_zero(scratch, to, slots * dims)
-    elif strides[2] == 0 and strides[3] == 0:  # one number expanded: no state was given, or no gradient of it
-        number = repeat(load_one(tensor, start))
-        for i in range(0, slots * dims, WIDTH):
-            store(scratch, to + i, number)
-        return
-    elif strides[3] == 1:
-        for m in range(0, slots, WIDTH):
-            for d in range(0, dims, WIDTH):
-                transpose_block(scratch, to + d * slots + m, slots, tensor, start + m * strides[2] + d, strides[2])
-        return
-    for d in range(dim):
-        for m in range(num_slots):
-            number = load_one(tensor, start + m * strides[2] + d * strides[3])
-            store_one(scratch, to + d * slots + m, number)
+def save_rows(scratch, source, address, places, table, step, shift, count, num_rows):
+    """Copy ``count`` numbers of each of ``num_rows`` rows to a contiguous tensor, in which one row takes ``step``."""
+    destination, at = pointer_to(scratch, address), table * WIDTH
+    whole = count // WIDTH * WIDTH if num_rows == WIDTH else 0
+    for i in range(0, whole, WIDTH):
+        j = source + i * WIDTH
+        columns = transpose(
+            load(scratch, j),
+            load(scratch, j + WIDTH),
+            load(scratch, j + 2 * WIDTH),
+            load(scratch, j + 3 * WIDTH),
+            load(scratch, j + 4 * WIDTH),
+            load(scratch, j + 5 * WIDTH),
+            load(scratch, j + 6 * WIDTH),
+            load(scratch, j + 7 * WIDTH),
+        )
+        start = shift + i
+        store(destination, load_one(places, at) * step + start, columns[0])
+        store(destination, load_one(places, at + 1) * step + start, columns[1])
+        store(destination, load_one(places, at + 2) * step + start, columns[2])
+        store(destination, load_one(places, at + 3) * step + start, columns[3])
+        store(destination, load_one(places, at + 4) * step + start, columns[4])
+        store(destination, load_one(places, at + 5) * step + start, columns[5])
+        store(destination, load_one(places, at + 6) * step + start, columns[6])
+        store(destination, load_one(places, at + 7) * step + start, columns[7])
+    for lane in range(num_rows):
+        start = load_one(places, at + lane) * step + shift
+        for i in range(whole, count):
+            store_one(destination, start + i, load_one(scratch, source + i * WIDTH + lane))
 
 
 @function
-def save_memory(scratch, source, tensor, row, shape):
-    num_slots, dim, slots, dims = shape
-    start = row * num_slots * dim
-    if num_slots == slots and dim == dims:
-        for m in range(0, slots, WIDTH):
-            for d in range(0, dims, WIDTH):
-                transpose_block(tensor, start + m * dim + d, dim, scratch, source + d * slots + m, slots)
-        return
-    for d in range(dim):
-        for m in range(num_slots):
-            store_one(tensor, start + m * dim + d, load_one(scratch, source + d * slots + m))
-
-
-@inline
-def transpose_block(destination, to, to_stride, source, start, stride):
-    """Copy eight rows of eight numbers to eight columns."""
-    columns = transpose(
-        load(source, start),
-        load(source, start + stride),
-        load(source, start + 2 * stride),
-        load(source, start + 3 * stride),
-        load(source, start + 4 * stride),
-        load(source, start + 5 * stride),
-        load(source, start + 6 * stride),
-        load(source, start + 7 * stride),
-    )
-    for i in range(WIDTH):
-        store(destination, to + i * to_stride, columns[i])
-
-
-@inline
-def prefetch_stretch(tensor, start, count):
-    for i in range(0, count, 2 * WIDTH):
-        prefetch(tensor, start + i)
+def load_memory(scratch, to, addresses, places, strides, tensor, num_slots, dim, width):
+    """Copy eight rows' memories, or gradients of them; return whether there is any, which one zero expanded is not."""
+    address = load_one(addresses, tensor)
+    slot_stride, dim_stride = load_one(strides, 4 * tensor + 2), load_one(strides, 4 * tensor + 3)
+    is_one_number = slot_stride == 0 and dim_stride == 0
+    for axis in range(2):
+        is_one_number = is_one_number and load_one(strides, 4 * tensor + axis) == 0
+    if is_one_number and load_one(pointer_to(scratch, address), load_one(places, tensor * WIDTH)) == 0:
+        return False
+    for m in range(num_slots):
+        if dim_stride == 1:
+            load_rows(scratch, to + m * width, address, places, tensor, m * slot_stride, dim)
+        else:
+            for d in range(dim):
+                shift = m * slot_stride + d * dim_stride
+                load_rows(scratch, to + m * width + d * WIDTH, address, places, tensor, shift, ONE)
+    return True
 
 
 @function
-def prefetch_token(tokens, strides, batch, time, head, shape):
-    """Ask for a token that comes later: the next one of a row lies a whole row of heads away."""
-    num_slots, dim, _, _ = shape
-    for i in range(3):
-        prefetch_stretch(tokens[i], place(strides, i, batch, time, head), dim)
-    prefetch_stretch(tokens[3], place(strides, 3, batch, time, head), num_slots)
-
-
-@inline
-def place(strides, tensor, batch, time, head):
-    return strides[tensor, 0] * batch + strides[tensor, 1] * time + strides[tensor, 2] * head
-
-
-@function
-def load_token(scratch, record, tokens, strides, batch, time, head, shape):
-    """Copy one token of query, key, value, target, forget gate and step size into a record."""
-    num_slots, dim, slots, dims = shape
-    query, key, value, target, log_forget, step_size = tokens
-    prefetch_token(tokens, strides, batch, time + PREFETCH_DISTANCE, head, shape)
-    copy(scratch, dim_field(record, QUERY, dims), query, place(strides, 0, batch, time, head), dim)
-    copy(scratch, dim_field(record, KEY, dims), key, place(strides, 1, batch, time, head), dim)
-    copy(scratch, dim_field(record, VALUE, dims), value, place(strides, 2, batch, time, head), dim)
-    copy(scratch, slot_field(record, TARGET, slots, dims), target, place(strides, 3, batch, time, head), num_slots)
-    forget = exponential(repeat(load_one(log_forget, place(strides, 4, batch, time, head))))
-    store(scratch, scalar_field(record, FORGET, slots, dims), forget)
-    step = load_one(step_size, place(strides, 5, batch, time, head))
-    store_one(scratch, scalar_field(record, STEP, slots, dims), step)
-
-
-# Activations
-
-
-def exponential(x):
-    """Return exp of every lane to an ulp or two, with its limits at both infinities, and nan from nan."""
-
-
-@overload(exponential, jit_options={"forceinline": True, "error_model": "numpy"})
-def _exponential(x):
-    # exp(x) = 2 ** n exp(r) with |r| <= log(2) / 2, and exp(r) by its Taylor series up to the last term that counts.
-    # log(2) comes in two parts, the first so short that n times it is exact; adding and taking away magic rounds.
-    if x.scalar.bitwidth == 32:
-        lowest, highest, magic = -105.0, 90.0, 1.5 * 2**23
-        minus_log_2_high, minus_log_2_low = -0.693359375, 2.12194440e-4
-        a, b, c, d, e, f = (1 / math.factorial(k) for k in (7, 6, 5, 4, 3, 2))
-
-        def run(x):
-            x = clamp(x, lowest, highest)
-            shifted = multiply_add(x, LOG2_E, magic)
-            n = shifted - magic
-            r = multiply_add(n, minus_log_2_low, multiply_add(n, minus_log_2_high, x))
-            p = multiply_add(multiply_add(multiply_add(r, a, b), r, c), r, d)
-            p = multiply_add(multiply_add(multiply_add(p, r, e), r, f), r, 1.0)
-            return scale_by_power(multiply_add(p, r, 1.0), shifted, magic)
-
-    else:
-        lowest, highest, magic = -750.0, 720.0, 1.5 * 2**52
-        minus_log_2_high, minus_log_2_low = -6.93145751953125e-1, -1.42860682030941723212e-6
-        series = tuple(1 / math.factorial(k) for k in range(13, -1, -1))
-
-        def run(x):
-            x = clamp(x, lowest, highest)
-            shifted = multiply_add(x, LOG2_E, magic)
-            n = shifted - magic
-            r = multiply_add(n, minus_log_2_low, multiply_add(n, minus_log_2_high, x))
-            p = multiply_add(r, series[0], series[1])
-            for k in range(2, 14):
-                p = multiply_add(p, r, series[k])
-            return scale_by_power(p, shifted, magic)
-
-    return run
-
-
-@inline
-def sigmoid(z):
-    return 1.0 / (exponential(z * -1.0) + 1.0)
-
-
-@inline
-def silu_slope(z, gate):
-    """Return the derivative of silu, given ``gate = sigmoid(z)``."""
-    return multiply_add(z * gate, 1.0 - gate, gate)
-
-
-@inline
-def silu_curvature(z, gate):
-    """Return the second derivative of silu, given ``gate = sigmoid(z)``."""
-    return gate * (1.0 - gate) * multiply_add(z, multiply_add(gate, -2.0, 1.0), 2.0)
-
-
-@inline
-def zero(scratch):
-    return repeat(load_one(scratch, 0)) * 0.0
+def save_memory(scratch, source, addresses, places, tensor, num_slots, dim, width, num_rows):
+    for m in range(num_slots):
+        save_rows(
+            scratch,
+            source + m * width,
+            load_one(addresses, tensor),
+            places,
+            STATE_RESULTS,
+            num_slots * dim,
+            m * dim,
+            dim,
+            num_rows,
+        )
 
 
 @function
-def centre_silu(scratch, z_at, gate_at, slots, epsilon):
-    """Put ``silu(z) - mean`` into CENTRED and return the inverse of its standard deviation."""
-    total = zero(scratch)
-    for j in range(0, slots, WIDTH):
-        total = multiply_add(load(scratch, z_at + j), load(scratch, gate_at + j), total)
-    per_slot = load_one(scratch, work_field(MEAN, slots))
-    mean = sum_lanes(total) * per_slot
-    total = zero(scratch)
-    for j in range(0, slots, WIDTH):
-        c = multiply_add(load(scratch, z_at + j), load(scratch, gate_at + j), -mean) * load(scratch, j)
-        store(scratch, work_field(CENTRED, slots) + j, c)
-        total = multiply_add(c, c, total)
-    return 1.0 / square_root(repeat(sum_lanes(total) * per_slot) + epsilon)
+def load_chunk(scratch, layout, addresses, places, strides, sizes, first, n, with_reads):
+    """Copy a chunk's tokens, ``with_reads`` also what reads multiply by, and form the products of forget gates.
 
-
-@function
-def mean_residuals(scratch, target, slots, rho):
-    """Return the means of ``e`` and ``e n`` over slots, from CENTRED."""
-    total, along = zero(scratch), zero(scratch)
-    for j in range(0, slots, WIDTH):
-        n = load(scratch, work_field(CENTRED, slots) + j) * rho
-        e = n - load(scratch, target + j)
-        total += e
-        along = multiply_add(e, n, along)
-    per_slot = load_one(scratch, work_field(MEAN, slots))
-    return sum_lanes(total) * per_slot, sum_lanes(along) * per_slot
-
-
-@function
-def write_gradient(scratch, z_at, gate_at, target, u_at, shape, write_activation, epsilon):
-    """Compute u from z and the target, and the sigmoid of z that its backward pass needs again."""
-    _, _, slots, _ = shape
-    if write_activation == IDENTITY:
-        for j in range(0, slots, WIDTH):
-            store(scratch, u_at + j, load(scratch, z_at + j) - load(scratch, target + j))
-        return
-    for j in range(0, slots, WIDTH):
-        z = load(scratch, z_at + j)
-        gate = sigmoid(z)
-        store(scratch, gate_at + j, gate)
-        store(scratch, u_at + j, silu_slope(z, gate) * (z * gate - load(scratch, target + j)))
-    if write_activation == LN_SILU:
-        rho = centre_silu(scratch, z_at, gate_at, slots, epsilon)
-        mean, p = mean_residuals(scratch, target, slots, rho)
-        for j in range(0, slots, WIDTH):
-            n = load(scratch, work_field(CENTRED, slots) + j) * rho
-            h = (n - load(scratch, target + j) - mean - n * p) * load(scratch, j)
-            slope = silu_slope(load(scratch, z_at + j), load(scratch, gate_at + j))
-            store(scratch, u_at + j, slope * rho * h)
-
-
-@function
-def write_gradient_backward(
-    scratch, z_at, gate_at, target, gw, step, zbar_at, shape, write_activation, second_order, epsilon
-):
-    """Turn ``ubar = -g G w`` into zbar, and add to ABAR."""
-    _, _, slots, _ = shape
-    abar_at = work_field(ABAR, slots)
-    if write_activation == IDENTITY:
-        for j in range(0, slots, WIDTH):
-            ubar = load(scratch, gw + j) * -step
-            store(scratch, zbar_at + j, ubar)
-            store(scratch, abar_at + j, load(scratch, abar_at + j) - ubar)
-    elif write_activation == SILU:
-        for j in range(0, slots, WIDTH):
-            z, gate = load(scratch, z_at + j), load(scratch, gate_at + j)
-            ubar = load(scratch, gw + j) * -step
-            slope = silu_slope(z, gate)
-            residual = z * gate - load(scratch, target + j)
-            zbar = ubar * multiply_add(silu_curvature(z, gate), residual, slope * slope)
-            store(scratch, zbar_at + j, zbar)
-            store(scratch, abar_at + j, multiply_add(ubar * -1.0, slope, load(scratch, abar_at + j)))
-    else:
-        ln_silu_backward(scratch, z_at, gate_at, target, gw, step, zbar_at, slots, epsilon)
-    if not second_order:
-        fill(scratch, zbar_at, slots, 0)
-
-
-@function
-def ln_silu_backward(scratch, z_at, gate_at, target, gw, step, zbar_at, slots, epsilon):
-    abar_at, centred, weighted = (
-        work_field(ABAR, slots),
-        work_field(CENTRED, slots),
-        work_field(WEIGHTED, slots),
-    )
-    rho = centre_silu(scratch, z_at, gate_at, slots, epsilon)
-    mean, p = mean_residuals(scratch, target, slots, rho)
-    total, along, sum_xh = zero(scratch), zero(scratch), zero(scratch)
-    for j in range(0, slots, WIDTH):
-        n = load(scratch, centred + j) * rho
-        x = silu_slope(load(scratch, z_at + j), load(scratch, gate_at + j)) * (load(scratch, gw + j) * -step)
-        h = n - load(scratch, target + j) - mean - n * p
-        total += x
-        along = multiply_add(x, n, along)
-        sum_xh = multiply_add(x, h, sum_xh)
-        store(scratch, weighted + j, x)
-    per_slot = load_one(scratch, work_field(MEAN, slots))
-    mean_hbar, pbar_per_slot = rho * (sum_lanes(total) * per_slot), rho * (sum_lanes(along) * -per_slot)
-    total, along = zero(scratch), zero(scratch)
-    for j in range(0, slots, WIDTH):
-        mask, c = load(scratch, j), load(scratch, centred + j)
-        n = c * rho
-        hbar = load(scratch, weighted + j) * rho
-        ebar = (hbar - mean_hbar + n * pbar_per_slot) * mask
-        nbar = ebar - hbar * p + (n - load(scratch, target + j)) * pbar_per_slot
-        store(scratch, abar_at + j, load(scratch, abar_at + j) - ebar)
-        store(scratch, weighted + j, nbar)
-        total += nbar
-        along = multiply_add(nbar, c, along)
-    # c sums to zero, so the mean of cbar is rho times that of nbar.
-    rhobar, mean_cbar = sum_lanes(sum_xh) + sum_lanes(along), rho * (sum_lanes(total) * per_slot)
-    for j in range(0, slots, WIDTH):
-        z, gate, c = load(scratch, z_at + j), load(scratch, gate_at + j), load(scratch, centred + j)
-        n = c * rho
-        h = n - load(scratch, target + j) - mean - n * p
-        cbar = load(scratch, weighted + j) * rho - c * (rho * rho * rho * (rhobar * per_slot))
-        zbar = silu_slope(z, gate) * (cbar - mean_cbar)
-        zbar += silu_curvature(z, gate) * rho * h * (load(scratch, gw + j) * -step)
-        store(scratch, zbar_at + j, zbar * load(scratch, j))
-
-
-@function
-def read(scratch, record, shape, read_activation):
-    """Compute ``r = f(yhat)`` and return what f scaled by: the inverse of a standard deviation, length or sum."""
-    _, _, slots, dims = shape
-    yhat, gate_at, r_at = (
-        slot_field(record, YHAT, slots, dims),
-        slot_field(record, YHAT_GATE, slots, dims),
-        slot_field(record, R, slots, dims),
-    )
-    if read_activation == READ_SOFTMAX:
-        scale = softmax(scratch, yhat, r_at, slots)
-        for j in range(0, slots, WIDTH):
-            store(scratch, r_at + j, load(scratch, r_at + j) * scale)
-        return scale
-    squares = zero(scratch)
-    for j in range(0, slots, WIDTH):
-        z = load(scratch, yhat + j)
-        gate = sigmoid(z)
-        store(scratch, gate_at + j, gate)
-        squares = multiply_add(z * gate, z * gate, squares)
-    if read_activation == READ_L2_SILU:
-        scale = 1.0 / square_root(repeat(sum_lanes(squares)) + READ_EPSILON)
-        for j in range(0, slots, WIDTH):
-            store(scratch, r_at + j, load(scratch, yhat + j) * load(scratch, gate_at + j) * scale)
-    else:
-        scale = centre_silu(scratch, yhat, gate_at, slots, READ_EPSILON)
-        for j in range(0, slots, WIDTH):
-            store(scratch, r_at + j, load(scratch, work_field(CENTRED, slots) + j) * scale)
-    return scale
-
-
-@function
-def softmax(scratch, yhat, r_at, slots):
-    """Put the exponentials into r and return what makes their sum 1."""
-    # Padding holds zeros, which may join the search: the maximum only guards against overflow, and any upper bound
-    # near it serves unless all exponentials underflow; so padding takes the first slot's place instead.
-    largest = repeat(load_one(scratch, yhat))
-    for j in range(0, slots, WIDTH):
-        mask = load(scratch, j)
-        candidates = load(scratch, yhat + j) * mask + (1.0 - mask) * load_one(scratch, yhat)
-        largest = maximum(candidates, largest)
-    top = largest_lane(largest)
-    total = zero(scratch)
-    for j in range(0, slots, WIDTH):
-        weight = exponential(load(scratch, yhat + j) - top) * load(scratch, j)
-        store(scratch, r_at + j, weight)
-        total += weight
-    return 1.0 / repeat(sum_lanes(total))
-
-
-@function
-def read_backward(scratch, record, scale, shape, read_activation):
-    """Turn the gradient of r into that of yhat."""
-    _, _, slots, dims = shape
-    yhat, gate_at, r_at, rbar_at, yhatbar = (
-        slot_field(record, YHAT, slots, dims),
-        slot_field(record, YHAT_GATE, slots, dims),
-        slot_field(record, R, slots, dims),
-        slot_field(record, RBAR, slots, dims),
-        slot_field(record, YHATBAR, slots, dims),
-    )
-    total, along = zero(scratch), zero(scratch)
-    for j in range(0, slots, WIDTH):
-        rbar = load(scratch, rbar_at + j)
-        total += rbar
-        along = multiply_add(rbar, load(scratch, r_at + j), along)
-    dot = sum_lanes(along)
-    if read_activation == READ_SOFTMAX:
-        for j in range(0, slots, WIDTH):
-            store(scratch, yhatbar + j, load(scratch, r_at + j) * (load(scratch, rbar_at + j) - dot))
-        return
-    mean = dot - dot
-    if read_activation == READ_LN_SILU:
-        per_slot = load_one(scratch, work_field(MEAN, slots))
-        mean, dot = sum_lanes(total) * per_slot, dot * per_slot
-    for j in range(0, slots, WIDTH):
-        sbar = (load(scratch, rbar_at + j) - mean - load(scratch, r_at + j) * dot) * scale
-        slope = silu_slope(load(scratch, yhat + j), load(scratch, gate_at + j))
-        store(scratch, yhatbar + j, slope * sbar * load(scratch, j))
-
-
-# Sweeps over a memory: everything that costs M D operations. Each loads and stores a memory once.
-
-
-@function
-def multiply(scratch, memory, w, to, slots, dims):
-    """Compute ``S w``."""
-    for j in range(0, slots, WIDTH):
-        total = zero(scratch)
-        for d in range(dims):
-            total = multiply_add(load(scratch, memory + d * slots + j), load_one(scratch, w + d), total)
-        store(scratch, to + j, total)
-
-
-@inline
-def scale_to(scratch, vector, factor, to, slots):
-    for j in range(0, slots, WIDTH):
-        store(scratch, to + j, load(scratch, vector + j) * factor)
-
-
-@function
-def write_and_multiply(scratch, memory, to, forget, scaled, w, x, sx, next_w, next_z, slots, dims):
-    """Compute ``S' = b S + scaled w^T`` and, while it is at hand, ``S' x`` and the next token's ``S' w``.
-
-    Two vectors of slots at a time, and two numbers of w: enough sums at once to hide the latency of each.
+    The value pass has reads of its own in the backward pass only.
     """
-    pairs = slots // (2 * WIDTH) * (2 * WIDTH)
-    for j in range(0, pairs, 2 * WIDTH):
-        g, h = load(scratch, scaled + j), load(scratch, scaled + j + WIDTH)
-        gx_0 = gx_1 = gz_0 = gz_1 = hx_0 = hx_1 = hz_0 = hz_1 = zero(scratch)
-        for d in range(0, dims, 2):
-            at = d * slots + j
-            gx_0, gz_0 = write_one(scratch, memory + at, to + at, forget, g, w + d, x + d, next_w + d, gx_0, gz_0)
-            at += WIDTH
-            hx_0, hz_0 = write_one(scratch, memory + at, to + at, forget, h, w + d, x + d, next_w + d, hx_0, hz_0)
-            at += slots
-            e = d + 1
-            hx_1, hz_1 = write_one(scratch, memory + at, to + at, forget, h, w + e, x + e, next_w + e, hx_1, hz_1)
-            at -= WIDTH
-            gx_1, gz_1 = write_one(scratch, memory + at, to + at, forget, g, w + e, x + e, next_w + e, gx_1, gz_1)
-        store(scratch, sx + j, gx_0 + gx_1)
-        store(scratch, next_z + j, gz_0 + gz_1)
-        store(scratch, sx + j + WIDTH, hx_0 + hx_1)
-        store(scratch, next_z + j + WIDTH, hz_0 + hz_1)
-    for j in range(pairs, slots, WIDTH):
-        g = load(scratch, scaled + j)
-        x_0 = x_1 = z_0 = z_1 = zero(scratch)
-        for d in range(0, dims, 2):
-            at = d * slots + j
-            x_0, z_0 = write_one(scratch, memory + at, to + at, forget, g, w + d, x + d, next_w + d, x_0, z_0)
-            at += slots
-            e = d + 1
-            x_1, z_1 = write_one(scratch, memory + at, to + at, forget, g, w + e, x + e, next_w + e, x_1, z_1)
-        store(scratch, sx + j, x_0 + x_1)
-        store(scratch, next_z + j, z_0 + z_1)
+    num_slots, dim, dims = load_one(sizes, NUM_SLOTS), load_one(sizes, DIM), layout.dims
+    key_rows, value_rows = layout.key.rows, layout.value.rows
+    for t in range(n):
+        time = first + t
+        load_token(scratch, key_rows + t * dims, addresses, places, strides, KEY, time, dim)
+        load_token(scratch, value_rows + t * dims, addresses, places, strides, VALUE, time, dim)
+        if with_reads:
+            load_token(scratch, key_rows + (n + t) * dims, addresses, places, strides, QUERY, time, dim)
+        load_token(scratch, layout.target + t * layout.slots, addresses, places, strides, TARGET, time, num_slots)
+        load_token(scratch, layout.forget + t * WIDTH, addresses, places, strides, LOG_FORGET, time, ONE)
+        load_token(scratch, layout.step + t * WIDTH, addresses, places, strides, STEP, time, ONE)
+    decay = zero(scratch) + 1.0
+    store(scratch, layout.decay, decay)
+    for t in range(n):
+        forget = exponential(load(scratch, layout.forget + t * WIDTH))
+        decay = decay * forget
+        store(scratch, layout.decay + (t + 1) * WIDTH, decay)
+        now = layout.decays + t * CHUNK * WIDTH
+        for i in range(t):
+            store(scratch, now + i * WIDTH, load(scratch, now - CHUNK * WIDTH + i * WIDTH) * forget)
+        store(scratch, now + t * WIDTH, zero(scratch) + 1.0)
 
 
 @inline
-def write_one(scratch, at, to, forget, g, w, x, next_w, sx, z):
-    s = multiply_add(g, load_one(scratch, w), load(scratch, at) * forget)
-    store(scratch, to, s)
-    return multiply_add(s, load_one(scratch, x), sx), multiply_add(s, load_one(scratch, next_w), z)
+def load_token(scratch, to, addresses, places, strides, tensor, time, count):
+    address, stride = load_one(addresses, tensor), load_one(strides, 4 * tensor + 1)
+    load_rows(scratch, to, address, places, tensor, time * stride, count)
+    if count > 1:
+        prefetch_rows(scratch, address, places, tensor, (time + CHUNK) * stride, count)
+
+
+@inline
+def prefetch_rows(scratch, address, places, tensor, shift, count):
+    """Ask for the same token of the next chunk: a row's tokens lie a whole row of heads apart."""
+    source, at = pointer_to(scratch, address), tensor * WIDTH
+    for lane in range(WIDTH):
+        start = load_one(places, at + lane) + shift
+        for i in range(0, count, 2 * WIDTH):
+            prefetch(source, start + i)
+
+
+# Products
 
 
 @function
-def write_and_read(scratch, memory, forget, scaled, w, r, y, next_w, next_z, slots, dims):
-    """Compute ``S = b S + scaled w^T`` in place and, while it is at hand, ``S^T r`` and the next token's ``S w``."""
-    fill_zero(scratch, next_z, slots)
-    for d in range(0, dims, WIDTH):
-        y_0 = y_1 = y_2 = y_3 = y_4 = y_5 = y_6 = y_7 = zero(scratch)
-        for j in range(0, slots, WIDTH):
-            at = memory + d * slots + j
-            g, r_j, z = load(scratch, scaled + j), load(scratch, r + j), load(scratch, next_z + j)
-            y_0, z = write_and_read_one(scratch, at, forget, g, w + d, r_j, y_0, next_w + d, z)
-            y_1, z = write_and_read_one(scratch, at + slots, forget, g, w + d + 1, r_j, y_1, next_w + d + 1, z)
-            y_2, z = write_and_read_one(scratch, at + 2 * slots, forget, g, w + d + 2, r_j, y_2, next_w + d + 2, z)
-            y_3, z = write_and_read_one(scratch, at + 3 * slots, forget, g, w + d + 3, r_j, y_3, next_w + d + 3, z)
-            y_4, z = write_and_read_one(scratch, at + 4 * slots, forget, g, w + d + 4, r_j, y_4, next_w + d + 4, z)
-            y_5, z = write_and_read_one(scratch, at + 5 * slots, forget, g, w + d + 5, r_j, y_5, next_w + d + 5, z)
-            y_6, z = write_and_read_one(scratch, at + 6 * slots, forget, g, w + d + 6, r_j, y_6, next_w + d + 6, z)
-            y_7, z = write_and_read_one(scratch, at + 7 * slots, forget, g, w + d + 7, r_j, y_7, next_w + d + 7, z)
-            store(scratch, next_z + j, z)
-        store(scratch, y + d, sum_each(y_0, y_1, y_2, y_3, y_4, y_5, y_6, y_7))
+def product(scratch, out, out_i, out_j, num_i, num_j, a, a_i, a_k, b, b_j, b_k, count, initial, factor):
+    """Compute ``out[i, j] = factor initial[i, j] + sum over k of a[i, k] b[j, k]``, lane by lane.
+
+    ``initial`` is laid out like ``out``; if negative, there is none. Two values of i and four of j are taken at a time,
+    enough sums to hide the latency of each; where they are no multiples, what follows is read and written as well.
+    """
+    for j in range(0, num_j, 4):
+        for i in range(0, num_i, 2):
+            p, q = a + i * a_i, b + j * b_j
+            x_0 = x_1 = x_2 = x_3 = y_0 = y_1 = y_2 = y_3 = factor * 0.0
+            at = out + i * out_i + j * out_j
+            if initial >= 0:
+                start = initial + i * out_i + j * out_j
+                x_0 = load(scratch, start) * factor
+                x_1 = load(scratch, start + out_j) * factor
+                x_2 = load(scratch, start + 2 * out_j) * factor
+                x_3 = load(scratch, start + 3 * out_j) * factor
+                start += out_i
+                y_0 = load(scratch, start) * factor
+                y_1 = load(scratch, start + out_j) * factor
+                y_2 = load(scratch, start + 2 * out_j) * factor
+                y_3 = load(scratch, start + 3 * out_j) * factor
+            for _ in range(count):
+                left, lower = load(scratch, p), load(scratch, p + a_i)
+                right = load(scratch, q)
+                x_0, y_0 = multiply_add(left, right, x_0), multiply_add(lower, right, y_0)
+                right = load(scratch, q + b_j)
+                x_1, y_1 = multiply_add(left, right, x_1), multiply_add(lower, right, y_1)
+                right = load(scratch, q + 2 * b_j)
+                x_2, y_2 = multiply_add(left, right, x_2), multiply_add(lower, right, y_2)
+                right = load(scratch, q + 3 * b_j)
+                x_3, y_3 = multiply_add(left, right, x_3), multiply_add(lower, right, y_3)
+                p += a_k
+                q += b_k
+            store(scratch, at, x_0)
+            store(scratch, at + out_j, x_1)
+            store(scratch, at + 2 * out_j, x_2)
+            store(scratch, at + 3 * out_j, x_3)
+            at += out_i
+            store(scratch, at, y_0)
+            store(scratch, at + out_j, y_1)
+            store(scratch, at + 2 * out_j, y_2)
+            store(scratch, at + 3 * out_j, y_3)
+
+
+@function
+def combine(scratch, out, first, factor, coefficients, step, vectors, stride, count, size):
+    """Compute ``out = factor first + sum over i of coefficients[i] vectors[i]``, four numbers at a time."""
+    for j in range(0, size, 4 * WIDTH):
+        a, b = load(scratch, first + j) * factor, load(scratch, first + j + WIDTH) * factor
+        c, d = load(scratch, first + j + 2 * WIDTH) * factor, load(scratch, first + j + 3 * WIDTH) * factor
+        for i in range(count):
+            x, v = load(scratch, coefficients + i * step), vectors + i * stride + j
+            a, b = multiply_add(x, load(scratch, v), a), multiply_add(x, load(scratch, v + WIDTH), b)
+            c = multiply_add(x, load(scratch, v + 2 * WIDTH), c)
+            d = multiply_add(x, load(scratch, v + 3 * WIDTH), d)
+        store(scratch, out + j, a)
+        store(scratch, out + j + WIDTH, b)
+        store(scratch, out + j + 2 * WIDTH, c)
+        store(scratch, out + j + 3 * WIDTH, d)
+
+
+@function
+def inner_product(scratch, a, b, size):
+    """Return the sum of the products of two stretches."""
+    total = zero(scratch)
+    for j in range(0, size, WIDTH):
+        total = multiply_add(load(scratch, a + j), load(scratch, b + j), total)
+    return total
 
 
 @inline
-def fill_zero(scratch, to, slots):
-    for j in range(0, slots, WIDTH):
+def multiply(scratch, out, rows, num_rows, memory, layout, num_slots, dim):
+    """Compute ``S w`` of many vectors w over features."""
+    product(
+        scratch,
+        out,
+        layout.slots,
+        WIDTH,
+        num_rows,
+        num_slots,
+        rows,
+        layout.dims,
+        WIDTH,
+        memory,
+        layout.width,
+        WIDTH,
+        dim,
+        NONE,
+        zero(scratch),
+    )
+
+
+@inline
+def multiply_transposed(scratch, out, vectors, num_vectors, memory, layout, num_slots, dim):
+    """Compute ``S^T r`` of many vectors r over slots."""
+    product(
+        scratch,
+        out,
+        layout.dims,
+        WIDTH,
+        num_vectors,
+        dim,
+        vectors,
+        layout.slots,
+        WIDTH,
+        memory,
+        WIDTH,
+        layout.width,
+        num_slots,
+        NONE,
+        zero(scratch),
+    )
+
+
+@inline
+def inner_products(scratch, out, a, num_a, b, num_b, stride, count):
+    """Compute all inner products of two lists of vectors, into rows of ``2 CHUNK``."""
+    product(
+        scratch,
+        out,
+        2 * CHUNK * WIDTH,
+        WIDTH,
+        num_a,
+        num_b,
+        a,
+        stride,
+        WIDTH,
+        b,
+        stride,
+        WIDTH,
+        count,
+        NONE,
+        zero(scratch),
+    )
+
+
+@inline
+def add_outer_products(scratch, to, memory, factor, vectors, rows, count, layout, num_slots, dim):
+    """Compute ``factor S + sum of r w^T``; a negative ``memory`` stands for zero."""
+    product(
+        scratch,
+        to,
+        layout.width,
+        WIDTH,
+        num_slots,
+        dim,
+        vectors,
+        WIDTH,
+        layout.slots,
+        rows,
+        WIDTH,
+        layout.dims,
+        count,
+        memory,
+        factor,
+    )
+
+
+@inline
+def fill_zero(scratch, to, size):
+    for j in range(0, size, WIDTH):
         store(scratch, to + j, zero(scratch))
 
 
+# The forward pass
+
+
 @inline
-def write_and_read_one(scratch, at, forget, g, w, r, y, next_w, z):
-    s = multiply_add(g, load_one(scratch, w), load(scratch, at) * forget)
-    store(scratch, at, s)
-    return multiply_add(s, r, y), multiply_add(s, load_one(scratch, next_w), z)
+def decay_between(scratch, layout, i, t):
+    """Return the product of forget gates after token i up to token t, both counted in the chunk."""
+    return load(scratch, layout.decays + (t * CHUNK + i) * WIDTH)
 
 
-def make_pull_back(with_read):
-    """Make what carries G from one token's write, which found ``memory``, back to the read before it.
+@inline
+def inner(scratch, matrix, i, j):
+    """Return an entry of a matrix with ``2 CHUNK`` columns."""
+    return load(scratch, matrix + (i * 2 * CHUNK + j) * WIDTH)
 
-    It computes, while all are at hand, ``wbar = G^T scaled + S^T zbar``, the new
-    ``G = b G + zbar w^T + earlier_xbar earlier_x^T``, ``G earlier_w`` of the write before it and, ``with_read``, as
-    the key memory needs it, ``S^T earlier_xbar``.
+
+@function
+def run_pass(scratch, layout, part, memory, n, num_reads, sizes, epsilon):
+    """Compute z and u of every token of a chunk and, where reads are wanted, the products of x with the memory.
+
+    A negative ``memory`` stands for zero.
     """
-
-    def pull_back(
-        scratch,
-        gradient,
-        memory,
-        forget,
-        scaled,
-        zbar,
-        w,
-        earlier_xbar,
-        earlier_x,
-        earlier_w,
-        gw,
-        wbar,
-        xbar,
-        slots,
-        dims,
-    ):
-        fill_zero(scratch, gw, slots)
-        for d in range(0, dims, 4):
-            w_0 = w_1 = w_2 = w_3 = x_0 = x_1 = x_2 = x_3 = zero(scratch)
-            for j in range(0, slots, WIDTH):
-                at = d * slots + j
-                u, zb = load(scratch, scaled + j), load(scratch, zbar + j)
-                xb, z = load(scratch, earlier_xbar + j), load(scratch, gw + j)
-                w_0, x_0, z = pull_back_one(
-                    scratch,
-                    gradient + at,
-                    memory + at,
-                    forget,
-                    u,
-                    zb,
-                    xb,
-                    w + d,
-                    earlier_x + d,
-                    earlier_w + d,
-                    w_0,
-                    x_0,
-                    z,
-                    with_read,
-                )
-                at += slots
-                w_1, x_1, z = pull_back_one(
-                    scratch,
-                    gradient + at,
-                    memory + at,
-                    forget,
-                    u,
-                    zb,
-                    xb,
-                    w + d + 1,
-                    earlier_x + d + 1,
-                    earlier_w + d + 1,
-                    w_1,
-                    x_1,
-                    z,
-                    with_read,
-                )
-                at += slots
-                w_2, x_2, z = pull_back_one(
-                    scratch,
-                    gradient + at,
-                    memory + at,
-                    forget,
-                    u,
-                    zb,
-                    xb,
-                    w + d + 2,
-                    earlier_x + d + 2,
-                    earlier_w + d + 2,
-                    w_2,
-                    x_2,
-                    z,
-                    with_read,
-                )
-                at += slots
-                w_3, x_3, z = pull_back_one(
-                    scratch,
-                    gradient + at,
-                    memory + at,
-                    forget,
-                    u,
-                    zb,
-                    xb,
-                    w + d + 3,
-                    earlier_x + d + 3,
-                    earlier_w + d + 3,
-                    w_3,
-                    x_3,
-                    z,
-                    with_read,
-                )
-                store(scratch, gw + j, z)
-            store_halves(scratch, wbar + d, xbar + d, sum_each(w_0, w_1, w_2, w_3, x_0, x_1, x_2, x_3))
-
-    return function(pull_back)
-
-
-key_pull_back, value_pull_back = make_pull_back(True), make_pull_back(False)
-
-
-@inline
-def pull_back_one(scratch, gradient, memory, forget, u, zb, xb, w, x, earlier_w, wbar, xbar, gw, with_read):
-    g, s = load(scratch, gradient), load(scratch, memory)
-    wbar = multiply_add(g, u, multiply_add(s, zb, wbar))
-    if with_read:
-        xbar = multiply_add(s, xb, xbar)
-    g = multiply_add(zb, load_one(scratch, w), multiply_add(xb, load_one(scratch, x), g * forget))
-    store(scratch, gradient, g)
-    return wbar, xbar, multiply_add(g, load_one(scratch, earlier_w), gw)
-
-
-@function
-def inner_product(scratch, a, b, count):
-    """Return the sum of the products of two stretches of whole vectors."""
-    even, odd = zero(scratch), zero(scratch)
-    for i in range(0, count - WIDTH, 2 * WIDTH):
-        even = multiply_add(load(scratch, a + i), load(scratch, b + i), even)
-        odd = multiply_add(load(scratch, a + i + WIDTH), load(scratch, b + i + WIDTH), odd)
-    if count // WIDTH % 2:
-        last = count - WIDTH
-        even = multiply_add(load(scratch, a + last), load(scratch, b + last), even)
-    return sum_lanes(even + odd)
-
-
-# Rows
-
-
-def pointers(arrays):
-    """Return where each array of a tuple starts."""
-
-
-@overload(pointers, jit_options={"forceinline": True})
-def _pointers(arrays):
-    if len(arrays) == 2:
-        return lambda arrays: (pointer(arrays[0]), pointer(arrays[1]))
-    return lambda arrays: (
-        pointer(arrays[0]),
-        pointer(arrays[1]),
-        pointer(arrays[2]),
-        pointer(arrays[3]),
-        pointer(arrays[4]),
-        pointer(arrays[5]),
-    )
-
-
-@inline
-def start_scratch(scratch, num_slots, slots):
-    """Set the mask; everything else that must be zero is zero in fresh scratch."""
-    for j in range(num_slots):
-        store_one(scratch, work_field(MASK, slots) + j, 1)
-        store_one(scratch, work_field(MEAN, slots) + j, 1 / num_slots)
-
-
-def forward_rows(
-    tokens,
-    token_strides,
-    states,
-    state_strides,
-    output,
-    final_states,
-    sizes,
-    activations,
-    second_order,
-    epsilon,
-    segment,
-    scratch,
-    first_row,
-    last_row,
-):
-    num_tokens, num_heads, num_slots, dim = sizes
-    write_activation, read_activation = activations
-    slots, dims = _padded(num_slots), _padded(dim)
-    shape = (num_slots, dim, slots, dims)
-    tokens, states, final_states = pointers(tokens), pointers(states), pointers(final_states)
-    output, scratch = pointer(output), pointer(scratch)
-    start_scratch(scratch, num_slots, slots)
-    key_memory = _work_size(slots, dims)
-    value_memory = key_memory + slots * dims
-    ring = value_memory + slots * dims
-    for row in range(first_row, last_row):
-        batch, head = row // num_heads, row % num_heads
-        load_memory(scratch, key_memory, states[0], state_strides[0], batch, head, shape)
-        load_memory(scratch, value_memory, states[1], state_strides[1], batch, head, shape)
-        load_token(scratch, ring, tokens, token_strides, batch, 0, head, shape)
-        multiply(scratch, key_memory, dim_field(ring, KEY, dims), slot_field(ring, KEY_Z, slots, dims), slots, dims)
-        multiply(
-            scratch, value_memory, dim_field(ring, VALUE, dims), slot_field(ring, VALUE_Z, slots, dims), slots, dims
-        )
-        for time in range(num_tokens):
-            record = ring + (time % 2) * _record_size(slots, dims)
-            following = ring + ((time + 1) % 2) * _record_size(slots, dims)
-            # After the last token the sweeps prepare one that never comes; the last itself stands in.
-            load_token(scratch, following, tokens, token_strides, batch, min(time + 1, num_tokens - 1), head, shape)
-            forget, scaled_key, scaled_value = write_vectors(scratch, record, shape, write_activation, epsilon)
-            write_and_multiply(
-                scratch,
-                key_memory,
-                key_memory,
-                forget,
-                scaled_key,
-                dim_field(record, KEY, dims),
-                dim_field(record, QUERY, dims),
-                slot_field(record, YHAT, slots, dims),
-                dim_field(following, KEY, dims),
-                slot_field(following, KEY_Z, slots, dims),
-                slots,
-                dims,
-            )
-            read(scratch, record, shape, read_activation)
-            write_and_read(
-                scratch,
-                value_memory,
-                forget,
-                scaled_value,
-                dim_field(record, VALUE, dims),
-                slot_field(record, R, slots, dims),
-                dim_field(record, OUTPUT, dims),
-                dim_field(following, VALUE, dims),
-                slot_field(following, VALUE_Z, slots, dims),
-                slots,
-                dims,
-            )
-            copy(
-                output,
-                ((batch * num_tokens + time) * num_heads + head) * dim,
-                scratch,
-                dim_field(record, OUTPUT, dims),
-                dim,
-            )
-        save_memory(scratch, key_memory, final_states[0], row, shape)
-        save_memory(scratch, value_memory, final_states[1], row, shape)
-
-
-@function
-def write_vectors(scratch, record, shape, write_activation, epsilon):
-    """Compute both passes' u, and ``-g u`` into KEY_SCALED and VALUE_SCALED; return b and where those are."""
-    _, _, slots, dims = shape
-    target = slot_field(record, TARGET, slots, dims)
-    minus_step = -load_one(scratch, scalar_field(record, STEP, slots, dims))
-    for i in range(2):
-        z, gate = slot_field(record, KEY_Z + i, slots, dims), slot_field(record, KEY_GATE + i, slots, dims)
-        u = slot_field(record, KEY_U + i, slots, dims)
-        write_gradient(scratch, z, gate, target, u, shape, write_activation, epsilon)
-        scale_to(scratch, u, minus_step, work_field(KEY_SCALED + i, slots), slots)
-    forget = load_one(scratch, scalar_field(record, FORGET, slots, dims))
-    return forget, work_field(KEY_SCALED, slots), work_field(VALUE_SCALED, slots)
-
-
-@function
-def replay(scratch, states, state_stride, records, count, shape, activations, epsilon, keep):
-    """Run the writes of ``count`` recorded tokens, storing states ``state_stride`` apart; 0 keeps the last only.
-
-    With ``keep``, also compute what the way back needs of the reads.
-    """
-    write_activation, read_activation = activations
-    _, _, slots, dims = shape
-    size = slots * dims
-    multiply(scratch, states, dim_field(records, KEY, dims), slot_field(records, KEY_Z, slots, dims), slots, dims)
-    multiply(
-        scratch, states + size, dim_field(records, VALUE, dims), slot_field(records, VALUE_Z, slots, dims), slots, dims
-    )
-    for i in range(count):
-        record = records + i * _record_size(slots, dims)
-        following = record + _record_size(slots, dims)
-        state = states + i * state_stride
-        forget, scaled_key, scaled_value = write_vectors(scratch, record, shape, write_activation, epsilon)
-        write_and_multiply(
-            scratch,
-            state,
-            state + state_stride,
-            forget,
-            scaled_key,
-            dim_field(record, KEY, dims),
-            dim_field(record, QUERY, dims),
-            slot_field(record, YHAT, slots, dims),
-            dim_field(following, KEY, dims),
-            slot_field(following, KEY_Z, slots, dims),
-            slots,
-            dims,
-        )
-        write_and_multiply(
-            scratch,
-            state + size,
-            state + size + state_stride,
-            forget,
-            scaled_value,
-            dim_field(record, VALUE, dims),
-            dim_field(record, OUTPUT, dims),
-            slot_field(record, RBAR, slots, dims),
-            dim_field(following, VALUE, dims),
-            slot_field(following, VALUE_Z, slots, dims),
-            slots,
-            dims,
-        )
-        if keep:
-            scale = read(scratch, record, shape, read_activation)
-            read_backward(scratch, record, scale, shape, read_activation)
-
-
-@function
-def load_segment(
-    scratch, records, tokens, token_strides, output_gradient, output_strides, batch, head, first, count, shape
-):
-    _, dim, slots, dims = shape
-    for i in range(count):
-        record = records + i * _record_size(slots, dims)
-        load_token(scratch, record, tokens, token_strides, batch, first + i, head, shape)
-        start = place(output_strides, 0, batch, first + i, head)
-        copy(scratch, dim_field(record, OUTPUT, dims), output_gradient, start, dim)
-
-
-def backward_rows(
-    tokens,
-    token_strides,
-    states,
-    state_strides,
-    output_gradient,
-    output_strides,
-    final_gradients,
-    final_strides,
-    token_gradients,
-    state_gradients,
-    sizes,
-    activations,
-    second_order,
-    epsilon,
-    segment,
-    scratch,
-    first_row,
-    last_row,
-):
-    num_tokens, num_heads, num_slots, dim = sizes
-    slots, dims = _padded(num_slots), _padded(dim)
-    shape = (num_slots, dim, slots, dims)
-    has_state_gradients = len(state_gradients[0]) > 0
-    tokens, states, final_gradients = pointers(tokens), pointers(states), pointers(final_gradients)
-    token_gradients, state_gradients = pointers(token_gradients), pointers(state_gradients)
-    output_gradient, scratch = pointer(output_gradient), pointer(scratch)
-    start_scratch(scratch, num_slots, slots)
-    size = slots * dims
-    num_segments = (num_tokens + segment - 1) // segment
-    gradients = _work_size(slots, dims)
-    checkpoints = gradients + 2 * size
-    # The last checkpoint is the first state of the segment that is worked on.
-    null = checkpoints + 2 * size * (num_segments + segment + 1)
-    records = null + _record_size(slots, dims)
-    store_one(scratch, scalar_field(null, FORGET, slots, dims), 1)
-    for row in range(first_row, last_row):
-        batch, head = row // num_heads, row % num_heads
-        load_memory(scratch, checkpoints, states[0], state_strides[0], batch, head, shape)
-        load_memory(scratch, checkpoints + size, states[1], state_strides[1], batch, head, shape)
-        for i in range(num_segments - 1):
-            checkpoint = checkpoints + 2 * size * i
-            for j in range(0, 2 * size, WIDTH):
-                store(scratch, checkpoint + 2 * size + j, load(scratch, checkpoint + j))
-            load_segment(
-                scratch,
-                records,
-                tokens,
-                token_strides,
-                output_gradient,
-                output_strides,
-                batch,
-                head,
-                i * segment,
-                segment,
-                shape,
-            )
-            replay(scratch, checkpoint + 2 * size, 0, records, segment, shape, activations, epsilon, False)
-        load_memory(scratch, gradients, final_gradients[0], final_strides[0], batch, head, shape)
-        load_memory(scratch, gradients + size, final_gradients[1], final_strides[1], batch, head, shape)
-        for i in range(num_segments - 1, -1, -1):
-            first = i * segment
-            count = min(segment, num_tokens - first)
-            checkpoint = checkpoints + 2 * size * i
-            load_segment(
-                scratch,
-                records,
-                tokens,
-                token_strides,
-                output_gradient,
-                output_strides,
-                batch,
-                head,
-                first,
-                count,
-                shape,
-            )
-            replay(scratch, checkpoint, 2 * size, records, count, shape, activations, epsilon, True)
-            backward_segment(
-                scratch,
-                gradients,
-                checkpoint,
-                null,
-                count,
-                token_gradients,
-                batch,
-                first,
-                head,
-                sizes,
-                shape,
-                activations,
-                second_order,
-                epsilon,
-            )
-        if has_state_gradients:
-            save_memory(scratch, gradients, state_gradients[0], row, shape)
-            save_memory(scratch, gradients + size, state_gradients[1], row, shape)
-
-
-@function
-def backward_segment(
-    scratch,
-    gradients,
-    states,
-    null,
-    count,
-    token_gradients,
-    batch,
-    first,
-    head,
-    sizes,
-    shape,
-    activations,
-    second_order,
-    epsilon,
-):
-    """Walk from the segment's last token to its first; ``null``, a token that does nothing, stands at both ends."""
-    _, _, slots, dims = shape
-    size = slots * dims
-    fill_zero(scratch, work_field(KEY_SCALED, slots), 4 * slots)  # and VALUE_SCALED, KEY_ZBAR, VALUE_ZBAR
-    query_gradient = NUM_WORK_SLOT_FIELDS * slots
-    key_gradient, value_gradient = query_gradient + dims, query_gradient + 2 * dims
-    record = null
-    inner = passed = load_one(scratch, work_field(ABAR, slots))  # set below before it is used
-    for i in range(count, -1, -1):
-        earlier = null + i * _record_size(slots, dims)
-        state = states + i * 2 * size
-        forget = load_one(scratch, scalar_field(record, FORGET, slots, dims))
-        key_pull_back(
-            scratch,
-            gradients,
-            state,
-            forget,
-            work_field(KEY_SCALED, slots),
-            work_field(KEY_ZBAR, slots),
-            dim_field(record, KEY, dims),
-            slot_field(earlier, YHATBAR, slots, dims),
-            dim_field(earlier, QUERY, dims),
-            dim_field(earlier, KEY, dims),
-            work_field(KEY_GW, slots),
-            key_gradient,
-            query_gradient,
-            slots,
-            dims,
-        )
-        value_pull_back(
-            scratch,
-            gradients + size,
-            state + size,
-            forget,
-            work_field(VALUE_SCALED, slots),
-            work_field(VALUE_ZBAR, slots),
-            dim_field(record, VALUE, dims),
-            slot_field(earlier, R, slots, dims),
-            dim_field(earlier, OUTPUT, dims),
-            dim_field(earlier, VALUE, dims),
-            work_field(VALUE_GW, slots),
-            value_gradient,
-            value_gradient + dims,
-            slots,
-            dims,
-        )
-        num_tokens, num_heads, num_slots, dim = sizes
-        if i < count:
-            at = (batch * num_tokens + first + i) * num_heads + head
-            copy(token_gradients[1], at * dim, scratch, key_gradient, dim)
-            copy(token_gradients[2], at * dim, scratch, value_gradient, dim)
-        if i > 0:
-            at = (batch * num_tokens + first + i - 1) * num_heads + head
-            copy(token_gradients[0], at * dim, scratch, query_gradient, dim)
-            dot = token_backward(scratch, earlier, shape, activations[0], second_order, epsilon)
-            copy(token_gradients[3], at * num_slots, scratch, work_field(ABAR, slots), num_slots)
-            earlier_forget = load_one(scratch, scalar_field(earlier, FORGET, slots, dims))
-            if i == count or i % INNER_PERIOD == 0 or earlier_forget < INNER_FORGET:
-                inner = earlier_forget * inner_product(scratch, gradients, state - 2 * size, 2 * size)
-            else:
-                step = load_one(scratch, scalar_field(earlier, STEP, slots, dims))
-                inner = inner + (passed + inner_product_of_read(scratch, earlier, shape)) + step * dot
-            passed = inner_product_of_write(scratch, earlier, shape)
-            store_one(token_gradients[4], at, inner)
-            store_one(token_gradients[5], at, -dot)
-        record = earlier
-
-
-@inline
-def inner_product_of_read(scratch, record, shape):
-    """Return what a token's reads add to ``<G, S>``, both memories together."""
-    _, _, slots, dims = shape
-    yhatbar, yhat = slot_field(record, YHATBAR, slots, dims), slot_field(record, YHAT, slots, dims)
-    r, rbar = slot_field(record, R, slots, dims), slot_field(record, RBAR, slots, dims)
-    return inner_product(scratch, yhatbar, yhat, slots) + inner_product(scratch, r, rbar, slots)
-
-
-@inline
-def inner_product_of_write(scratch, record, shape):
-    """Return what a token's writes, by way of z, add to ``<G, S>`` before them, both memories together."""
-    _, _, slots, dims = shape
-    z = slot_field(record, KEY_Z, slots, dims)  # and VALUE_Z after it, as VALUE_ZBAR after KEY_ZBAR
-    return inner_product(scratch, work_field(KEY_ZBAR, slots), z, 2 * slots)
-
-
-@function
-def token_backward(scratch, record, shape, write_activation, second_order, epsilon):
-    """Compute, of one token's two writes, zbar, ``-g u`` and ABAR from ``G w``; return the sum of their ``u . G w``."""
-    _, _, slots, dims = shape
-    step = load_one(scratch, scalar_field(record, STEP, slots, dims))
-    target = slot_field(record, TARGET, slots, dims)
-    fill_zero(scratch, work_field(ABAR, slots), slots)
-    dot = zero(scratch)
-    for i in range(2):
-        z, gate = slot_field(record, KEY_Z + i, slots, dims), slot_field(record, KEY_GATE + i, slots, dims)
-        u, gw = slot_field(record, KEY_U + i, slots, dims), work_field(KEY_GW + i, slots)
-        for j in range(0, slots, WIDTH):
-            dot = multiply_add(load(scratch, u + j), load(scratch, gw + j), dot)
-        scale_to(scratch, u, -step, work_field(KEY_SCALED + i, slots), slots)
-        write_gradient_backward(
+    num_slots, dim, slots = load_one(sizes, NUM_SLOTS), load_one(sizes, DIM), layout.slots
+    num_rows = n + num_reads
+    if memory >= 0:
+        multiply(scratch, part.start, part.rows, num_rows, memory, layout, num_slots, dim)
+    else:
+        fill_zero(scratch, part.start, num_rows * slots)
+    inner_products(scratch, part.gram, part.rows, n, part.rows, num_rows, layout.dims, dim)
+    size, per_slot, coefficients = num_slots * WIDTH, 1.0 / num_slots, layout.coefficients
+    for t in range(n):
+        z, u = part.z + t * slots, part.u + t * slots
+        for i in range(t):
+            x = decay_between(scratch, layout, i, t - 1) * inner(scratch, part.gram, i, t)
+            store(scratch, coefficients + i * WIDTH, x)
+        decay = load(scratch, layout.decay + t * WIDTH)
+        combine(scratch, z, part.start + t * slots, decay, coefficients, LANES, part.written, slots, t, slots)
+        write_gradient(
             scratch,
             z,
-            gate,
-            target,
-            gw,
-            step,
-            work_field(KEY_ZBAR + i, slots),
-            shape,
-            write_activation,
-            second_order,
+            part.gate + t * slots,
+            layout.target + t * slots,
+            u,
+            layout.work,
+            size,
+            per_slot,
+            load_one(sizes, WRITE),
             epsilon,
         )
-    return sum_lanes(dot)
+        step = load(scratch, layout.step + t * WIDTH) * -1.0
+        for j in range(t * slots, t * slots + size, WIDTH):
+            store(scratch, part.written + j, load(scratch, part.u + j) * step)
+        if num_reads > 0:
+            for i in range(t + 1):
+                x = decay_between(scratch, layout, i, t) * inner(scratch, part.gram, i, n + t)
+                store(scratch, coefficients + i * WIDTH, x)
+            decay = load(scratch, layout.decay + (t + 1) * WIDTH)
+            start, to = part.start + (n + t) * slots, part.reads + t * slots
+            combine(scratch, to, start, decay, coefficients, LANES, part.written, slots, t + 1, slots)
+
+
+@function
+def write_chunk(scratch, layout, part, memory, to, n, sizes):
+    """Compute the memory after a chunk: ``b S + sum of b written w^T``."""
+    for i in range(n):
+        decay = decay_between(scratch, layout, i, n - 1)
+        for j in range(i * layout.slots, (i + 1) * layout.slots, WIDTH):
+            store(scratch, layout.scaled + j, load(scratch, part.written + j) * decay)
+    decay = load(scratch, layout.decay + n * WIDTH)
+    num_slots, dim = load_one(sizes, NUM_SLOTS), load_one(sizes, DIM)
+    add_outer_products(scratch, to, memory, decay, layout.scaled, part.rows, n, layout, num_slots, dim)
+
+
+@function
+def read_chunk(scratch, layout, n, sizes):
+    """Compute ``r = f(yhat)`` of every token."""
+    num_slots, slots = load_one(sizes, NUM_SLOTS), layout.slots
+    for t in range(n):
+        at = t * slots
+        scale = read(
+            scratch,
+            layout.key.reads + at,
+            layout.read_gate + at,
+            layout.r + at,
+            num_slots * WIDTH,
+            1.0 / num_slots,
+            load_one(sizes, READ),
+        )
+        store(scratch, layout.read_scale + t * WIDTH, scale)
+
+
+@function
+def output_chunk(scratch, layout, memory, n, sizes):
+    """Compute ``y = V^T r`` of every token into ``layout.rows``."""
+    num_slots, dim, part = load_one(sizes, NUM_SLOTS), load_one(sizes, DIM), layout.value
+    if memory >= 0:
+        multiply_transposed(scratch, layout.rows, layout.r, n, memory, layout, num_slots, dim)
+    else:
+        fill_zero(scratch, layout.rows, n * layout.dims)
+    inner_products(scratch, layout.products, part.written, n, layout.r, n, layout.slots, num_slots)
+    for t in range(n):
+        for i in range(t + 1):
+            x = decay_between(scratch, layout, i, t) * inner(scratch, layout.products, i, t)
+            store(scratch, layout.coefficients + i * WIDTH, x)
+        decay, row = load(scratch, layout.decay + (t + 1) * WIDTH), layout.rows + t * layout.dims
+        combine(scratch, row, row, decay, layout.coefficients, LANES, part.rows, layout.dims, t + 1, layout.dims)
+
+
+def forward_rows(sizes, addresses, strides, places, epsilon, scratch, first_row, last_row):
+    sizes, addresses, strides = pointer(sizes), pointer(addresses), pointer(strides)
+    places, scratch = pointer(places), pointer(scratch)
+    num_tokens, num_slots, dim = load_one(sizes, NUM_TOKENS), load_one(sizes, NUM_SLOTS), load_one(sizes, DIM)
+    num_heads = load_one(sizes, NUM_HEADS)
+    layout = _make_layout(num_slots, dim)
+    key_memory, value_memory = layout.states, layout.states + layout.memory
+    for row in range(first_row, last_row, WIDTH):
+        num_rows = min(WIDTH, last_row - row)
+        find_rows(places, sizes, strides, row, last_row)
+        key = value = NONE
+        if load_memory(scratch, key_memory, addresses, places, strides, KEY_STATE, num_slots, dim, layout.width):
+            key = key_memory
+        if load_memory(scratch, value_memory, addresses, places, strides, VALUE_STATE, num_slots, dim, layout.width):
+            value = value_memory
+        for first in range(0, num_tokens, CHUNK):
+            n = min(CHUNK, num_tokens - first)
+            load_chunk(scratch, layout, addresses, places, strides, sizes, first, n, ONE)
+            run_pass(scratch, layout, layout.key, key, n, n, sizes, epsilon)
+            read_chunk(scratch, layout, n, sizes)
+            run_pass(scratch, layout, layout.value, value, n, ZERO, sizes, epsilon)
+            output_chunk(scratch, layout, value, n, sizes)
+            for t in range(n):
+                source, shift = layout.rows + t * layout.dims, (first + t) * num_heads * dim
+                address = load_one(addresses, OUTPUT)
+                save_rows(scratch, source, address, places, TOKEN_RESULTS, dim, shift, dim, num_rows)
+            write_chunk(scratch, layout, layout.key, key, key_memory, n, sizes)
+            write_chunk(scratch, layout, layout.value, value, value_memory, n, sizes)
+            key, value = key_memory, value_memory
+        save_memory(scratch, key, addresses, places, KEY_FINAL, num_slots, dim, layout.width, num_rows)
+        save_memory(scratch, value, addresses, places, VALUE_FINAL, num_slots, dim, layout.width, num_rows)
+
+
+# The backward pass
+
+
+@function
+def pull_back(scratch, layout, part, memory, gradient, n, with_read_gradient, sizes, epsilon):
+    """Carry the gradient of a memory from after a chunk to its tokens.
+
+    Finds the gradients of every x's product with the memory in the second half of ``layout.pull``. Leaves those of w
+    and, ``with_read_gradient``, of x in ``layout.rows``; adds to those of targets, step sizes and flows. A negative
+    ``memory`` or ``gradient`` stands for zero.
+    """
+    num_slots, dim, slots, dims = load_one(sizes, NUM_SLOTS), load_one(sizes, DIM), layout.slots, layout.dims
+    last = n - 1
+    if gradient >= 0:
+        multiply(scratch, layout.gw_start, part.rows, n, gradient, layout, num_slots, dim)
+    else:
+        fill_zero(scratch, layout.gw_start, n * slots)
+    for t in range(last, -1, -1):
+        pull_back_token(scratch, layout, part, memory, n, t, sizes, epsilon)
+    if memory >= 0 and gradient >= 0:
+        through = zero(scratch)
+        for m in range(num_slots):
+            at = m * layout.width
+            through += inner_product(scratch, gradient + at, memory + at, dim * WIDTH)
+        add_flow(scratch, layout, ZERO, n, through * load(scratch, layout.decay + n * WIDTH))
+
+    inner_products(scratch, layout.products, part.written, n, layout.pull, 2 * n, slots, num_slots)
+    weigh_products(scratch, layout, part, n)
+    if gradient >= 0:
+        multiply_transposed(scratch, layout.gs, part.written, n, gradient, layout, num_slots, dim)
+    else:
+        fill_zero(scratch, layout.gs, n * dims)
+    num_rows = 2 * n if with_read_gradient else n
+    if memory >= 0:
+        multiply_transposed(scratch, layout.sz, layout.pull, num_rows, memory, layout, num_slots, dim)
+    else:
+        fill_zero(scratch, layout.sz, num_rows * dims)
+    row_stride = 2 * CHUNK * WIDTH
+    for t in range(n):
+        row, column = layout.rows + t * dims, layout.products + t * WIDTH
+        own = layout.products + t * row_stride
+        store(scratch, layout.coefficients, decay_between(scratch, layout, t, last))
+        decay = load(scratch, layout.decay + t * WIDTH)
+        combine(
+            scratch, row, layout.sz + t * dims, decay, layout.coefficients, LANES, layout.gs + t * dims, ZERO, ONE, dims
+        )
+        one = zero(scratch) + 1.0
+        combine(scratch, row, row, one, column, row_stride, part.rows, dims, t, dims)
+        later = part.rows + (t + 1) * dims
+        combine(scratch, row, row, one, own + (t + 1) * WIDTH, LANES, later, dims, last - t, dims)
+        reads = part.rows + (n + t) * dims
+        combine(scratch, row, row, one, own + (n + t) * WIDTH, LANES, reads, dims, n - t, dims)
+        if with_read_gradient:
+            decay = load(scratch, layout.decay + (t + 1) * WIDTH)
+            to, start, column = row + n * dims, layout.sz + (n + t) * dims, column + n * WIDTH
+            combine(scratch, to, start, decay, column, row_stride, part.rows, dims, t + 1, dims)
+
+
+@inline
+def add_flow(scratch, layout, start, stop, number):
+    """Add what the loss gains by way of a memory from after write ``start`` to before the read at ``stop``."""
+    at = layout.flows + (start * (CHUNK + 1) + stop) * WIDTH
+    store(scratch, at, load(scratch, at) + number)
+
+
+@function
+def pull_back_token(scratch, layout, part, memory, n, t, sizes, epsilon):
+    """Compute ``G w`` after a token's write and from it zbar, and add to the gradients of target and step size."""
+    slots, coefficients = layout.slots, layout.coefficients
+    size, per_slot = load_one(sizes, NUM_SLOTS) * WIDTH, 1.0 / load_one(sizes, NUM_SLOTS)
+    u, gw_start, gw, zbar = part.u + t * slots, layout.gw_start + t * slots, layout.gw, layout.pull + t * slots
+    for j in range(t, n):
+        x = decay_between(scratch, layout, t, j) * inner(scratch, part.gram, t, n + j)
+        store(scratch, coefficients + (j - t) * WIDTH, x)
+    decay = decay_between(scratch, layout, t, n - 1)
+    combine(scratch, gw, gw_start, decay, coefficients, LANES, layout.pull + (n + t) * slots, slots, n - t, slots)
+    for j in range(t + 1, n):
+        x = decay_between(scratch, layout, t, j - 1) * inner(scratch, part.gram, t, j)
+        store(scratch, coefficients + (j - t - 1) * WIDTH, x)
+    one = zero(scratch) + 1.0
+    combine(scratch, gw, gw, one, coefficients, LANES, zbar + slots, slots, n - 1 - t, slots)
+
+    step, to = load(scratch, layout.step + t * WIDTH), layout.step_gradient + t * WIDTH
+    store(scratch, to, load(scratch, to) - inner_product(scratch, u, gw, size))
+    add_flow(scratch, layout, t + 1, n, decay * inner_product(scratch, part.written + t * slots, gw_start, size))
+    write_gradient_backward(
+        scratch,
+        part.z + t * slots,
+        part.gate + t * slots,
+        layout.target + t * slots,
+        gw,
+        step,
+        zbar,
+        layout.target_gradient + t * slots,
+        layout.work,
+        layout.work + slots,
+        size,
+        per_slot,
+        load_one(sizes, WRITE),
+        epsilon,
+    )
+    if load_one(sizes, SECOND_ORDER) == 0:
+        fill_zero(scratch, zbar, size)
+    if memory >= 0:
+        before, after = layout.decay + t * WIDTH, layout.decay + (t + 1) * WIDTH
+        start, reads = part.start + t * slots, part.start + (n + t) * slots
+        add_flow(scratch, layout, ZERO, t, load(scratch, before) * inner_product(scratch, zbar, start, size))
+        read_gradient = layout.pull + (n + t) * slots
+        add_flow(
+            scratch, layout, ZERO, t + 1, load(scratch, after) * inner_product(scratch, read_gradient, reads, size)
+        )
+
+
+@function
+def weigh_products(scratch, layout, part, n):
+    """Turn inner products of what was written with zbar, and with gradients of reads, into weights of rows."""
+    for i in range(n):
+        row = layout.products + i * 2 * CHUNK * WIDTH
+        for j in range(i + 1, n):
+            weight = decay_between(scratch, layout, i, j - 1) * load(scratch, row + j * WIDTH)
+            store(scratch, row + j * WIDTH, weight)
+            add_flow(scratch, layout, i + 1, j, weight * inner(scratch, part.gram, i, j))
+        for j in range(i, n):
+            at = row + (n + j) * WIDTH
+            weight = decay_between(scratch, layout, i, j) * load(scratch, at)
+            store(scratch, at, weight)
+            add_flow(scratch, layout, i + 1, j + 1, weight * inner(scratch, part.gram, i, n + j))
+
+
+@function
+def pull_back_memory(scratch, layout, part, gradient, to, n, sizes):
+    """Compute the gradient of the memory before a chunk: ``b G + sum of b zbar w^T + sum of b xbar x^T``."""
+    slots = layout.slots
+    for i in range(2 * n):
+        decay = load(scratch, layout.decay + (i if i < n else i - n + 1) * WIDTH)
+        for j in range(i * slots, (i + 1) * slots, WIDTH):
+            store(scratch, layout.scaled + j, load(scratch, layout.pull + j) * decay)
+    decay = load(scratch, layout.decay + n * WIDTH)
+    num_slots, dim = load_one(sizes, NUM_SLOTS), load_one(sizes, DIM)
+    add_outer_products(scratch, to, gradient, decay, layout.scaled, part.rows, 2 * n, layout, num_slots, dim)
+
+
+@function
+def forget_gradients(scratch, layout, n):
+    """Sum, for every token, what flows past its forget gate, into the first column of flows.
+
+    Sums only: a difference of sums would lose the small gradients of strong forgetting.
+    """
+    row_stride = (CHUNK + 1) * WIDTH
+    for i in range(n + 1):
+        row = layout.flows + i * row_stride
+        for j in range(n - 1, -1, -1):
+            store(scratch, row + j * WIDTH, load(scratch, row + j * WIDTH) + load(scratch, row + (j + 1) * WIDTH))
+    for t in range(1, n + 1):
+        total = zero(scratch)
+        for i in range(t):
+            total += load(scratch, layout.flows + i * row_stride + t * WIDTH)
+        store(scratch, layout.forget + (t - 1) * WIDTH, total)
+
+
+@function
+def save_tokens(scratch, source, stride, addresses, places, sizes, tensor, first, n, count, num_rows):
+    """Copy a chunk's gradients of one input to where they belong."""
+    for t in range(n):
+        shift = (first + t) * load_one(sizes, NUM_HEADS) * count
+        address = load_one(addresses, GRADIENTS + tensor)
+        save_rows(scratch, source + t * stride, address, places, TOKEN_RESULTS, count, shift, count, num_rows)
+
+
+@function
+def backward_chunk(
+    scratch,
+    layout,
+    addresses,
+    places,
+    strides,
+    sizes,
+    epsilon,
+    key,
+    value,
+    gradients,
+    has_key,
+    has_value,
+    first,
+    n,
+    wants_states,
+    num_rows,
+):
+    """Compute the gradients of a chunk's tokens and, if wanted, carry those of both memories to before it."""
+    num_slots, dim, slots, dims = load_one(sizes, NUM_SLOTS), load_one(sizes, DIM), layout.slots, layout.dims
+    load_chunk(scratch, layout, addresses, places, strides, sizes, first, n, ONE)
+    for t in range(n):
+        to = layout.value.rows + (n + t) * dims
+        load_token(scratch, to, addresses, places, strides, OUTPUT, first + t, dim)
+    run_pass(scratch, layout, layout.key, key, n, n, sizes, epsilon)
+    read_chunk(scratch, layout, n, sizes)
+    run_pass(scratch, layout, layout.value, value, n, n, sizes, epsilon)
+    fill_zero(scratch, layout.target_gradient, n * slots)
+    fill_zero(scratch, layout.step_gradient, n * WIDTH)
+    fill_zero(scratch, layout.flows, (CHUNK + 1) * (CHUNK + 1) * WIDTH)
+
+    for j in range(0, n * slots, WIDTH):
+        store(scratch, layout.pull + n * slots + j, load(scratch, layout.r + j))
+    value_gradient = gradients + layout.memory
+    gradient = value_gradient if has_value else NONE
+    pull_back(scratch, layout, layout.value, value, gradient, n, ZERO, sizes, epsilon)
+    save_tokens(scratch, layout.rows, dims, addresses, places, sizes, VALUE, first, n, dim, num_rows)
+    if wants_states:
+        pull_back_memory(scratch, layout, layout.value, gradient, value_gradient, n, sizes)
+
+    for t in range(n):
+        at = t * slots
+        read_backward(
+            scratch,
+            layout.key.reads + at,
+            layout.read_gate + at,
+            layout.r + at,
+            layout.value.reads + at,
+            layout.pull + n * slots + at,
+            load(scratch, layout.read_scale + t * WIDTH),
+            num_slots * WIDTH,
+            1.0 / num_slots,
+            load_one(sizes, READ),
+        )
+    gradient = gradients if has_key else NONE
+    pull_back(scratch, layout, layout.key, key, gradient, n, ONE, sizes, epsilon)
+    save_tokens(scratch, layout.rows, dims, addresses, places, sizes, KEY, first, n, dim, num_rows)
+    save_tokens(scratch, layout.rows + n * dims, dims, addresses, places, sizes, QUERY, first, n, dim, num_rows)
+    if wants_states:
+        pull_back_memory(scratch, layout, layout.key, gradient, gradients, n, sizes)
+
+    target_gradient = layout.target_gradient
+    save_tokens(scratch, target_gradient, slots, addresses, places, sizes, TARGET, first, n, num_slots, num_rows)
+    save_tokens(scratch, layout.step_gradient, WIDTH, addresses, places, sizes, STEP, first, n, ONE, num_rows)
+    forget_gradients(scratch, layout, n)
+    save_tokens(scratch, layout.forget, WIDTH, addresses, places, sizes, LOG_FORGET, first, n, ONE, num_rows)
+
+
+@function
+def replay(scratch, layout, addresses, places, strides, sizes, epsilon, key, value, key_to, value_to, first):
+    """Run the writes of one whole chunk from one pair of memories to another; negative ones stand for zero."""
+    load_chunk(scratch, layout, addresses, places, strides, sizes, first, WHOLE, ZERO)
+    run_pass(scratch, layout, layout.key, key, WHOLE, ZERO, sizes, epsilon)
+    write_chunk(scratch, layout, layout.key, key, key_to, WHOLE, sizes)
+    run_pass(scratch, layout, layout.value, value, WHOLE, ZERO, sizes, epsilon)
+    write_chunk(scratch, layout, layout.value, value, value_to, WHOLE, sizes)
+
+
+def backward_rows(sizes, addresses, strides, places, epsilon, scratch, first_row, last_row):
+    sizes, addresses, strides = pointer(sizes), pointer(addresses), pointer(strides)
+    places, scratch = pointer(places), pointer(scratch)
+    num_tokens, num_slots, dim = load_one(sizes, NUM_TOKENS), load_one(sizes, NUM_SLOTS), load_one(sizes, DIM)
+    segment, wants_states = load_one(sizes, SEGMENT), load_one(sizes, WITH_STATE_GRADIENTS) != 0
+    layout = _make_layout(num_slots, dim)
+    width, pair = layout.width, 2 * layout.memory
+    gradients, checkpoints = layout.states, layout.states + pair
+    chunks = _num_chunks(num_tokens)
+    num_segments = (chunks + segment - 1) // segment
+    for row in range(first_row, last_row, WIDTH):
+        num_rows = min(WIDTH, last_row - row)
+        find_rows(places, sizes, strides, row, last_row)
+        first_value = checkpoints + layout.memory
+        has_key = load_memory(scratch, checkpoints, addresses, places, strides, KEY_STATE, num_slots, dim, width)
+        has_value = load_memory(scratch, first_value, addresses, places, strides, VALUE_STATE, num_slots, dim, width)
+        has_key_gradient = load_memory(scratch, gradients, addresses, places, strides, KEY_FINAL, num_slots, dim, width)
+        has_value_gradient = load_memory(
+            scratch, gradients + layout.memory, addresses, places, strides, VALUE_FINAL, num_slots, dim, width
+        )
+        # Slot s holds the memories before segment s, or chunk s of the last segment; the last segment comes first.
+        for c in range((num_segments - 1) * segment):
+            source = checkpoints + (c // segment + (1 if c % segment > 0 else 0)) * pair
+            to = checkpoints + (c // segment + 1) * pair
+            key = source if c > 0 or has_key else NONE
+            value = source + layout.memory if c > 0 or has_value else NONE
+            to_value = to + layout.memory
+            replay(scratch, layout, addresses, places, strides, sizes, epsilon, key, value, to, to_value, c * CHUNK)
+        for s in range(num_segments - 1, -1, -1):
+            base, begin = checkpoints + s * pair, s * segment
+            count = min(segment, chunks - begin)
+            for c in range(count - 1):
+                source = base + c * pair
+                to = source + pair
+                key = source if begin + c > 0 or has_key else NONE
+                value = source + layout.memory if begin + c > 0 or has_value else NONE
+                at, to_value = (begin + c) * CHUNK, to + layout.memory
+                replay(scratch, layout, addresses, places, strides, sizes, epsilon, key, value, to, to_value, at)
+            for c in range(count - 1, -1, -1):
+                source, first = base + c * pair, (begin + c) * CHUNK
+                backward_chunk(
+                    scratch,
+                    layout,
+                    addresses,
+                    places,
+                    strides,
+                    sizes,
+                    epsilon,
+                    source if begin + c > 0 or has_key else NONE,
+                    source + layout.memory if begin + c > 0 or has_value else NONE,
+                    gradients,
+                    has_key_gradient,
+                    has_value_gradient,
+                    first,
+                    min(CHUNK, num_tokens - first),
+                    wants_states or begin + c > 0,
+                    num_rows,
+                )
+                has_key_gradient = has_value_gradient = True
+        if wants_states:
+            save_memory(scratch, gradients, addresses, places, KEY_STATE_GRADIENT, num_slots, dim, width, num_rows)
+            value_gradients = gradients + layout.memory
+            tensor = VALUE_STATE_GRADIENT
+            save_memory(scratch, value_gradients, addresses, places, tensor, num_slots, dim, width, num_rows)

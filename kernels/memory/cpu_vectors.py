@@ -117,6 +117,17 @@ def pointer(typing_context, array):
     return types.CPointer(array.dtype)(array), lower
 
 
+@intrinsic
+def pointer_to(typing_context, array, address):
+    """Return an address as a pointer to numbers of the type of those in ``array``."""
+    result = types.CPointer(array.dtype)
+
+    def lower(context, builder, signature, values):
+        return builder.inttoptr(values[1], context.get_value_type(result))
+
+    return result(array, types.int64), lower
+
+
 def _alignment(scalar):
     return scalar.bitwidth // 8
 
@@ -201,6 +212,17 @@ def store_one(typing_context, array, index, value):
 
 
 @intrinsic
+def zero(typing_context, array):
+    """Return eight zeros of an array's type."""
+    lanes = Lanes(array.dtype)
+
+    def lower(context, builder, signature, values):
+        return ir.Constant(context.get_value_type(lanes), [0.0] * WIDTH)
+
+    return lanes(array), lower
+
+
+@intrinsic
 def repeat(typing_context, scalar):
     """Return eight times the same number."""
     lanes = Lanes(scalar)
@@ -228,6 +250,17 @@ def clamp(typing_context, lanes, low, high):
         return _select_by_comparison(builder, ">", low_lanes, x)
 
     return lanes(lanes, low, high), lower
+
+
+@intrinsic
+def zero_below(typing_context, bound, x, lanes):
+    """Return the lanes, but 0 where x is less than the bound."""
+
+    def lower(context, builder, signature, values):
+        is_below = builder.fcmp_ordered("<", values[1], _repeat(context, builder, values[0], bound, x))
+        return builder.select(is_below, ir.Constant(values[2].type, [0.0] * WIDTH), values[2])
+
+    return lanes(bound, x, lanes), lower
 
 
 @intrinsic
@@ -265,6 +298,19 @@ def scale_by_power(typing_context, lanes, shifted, magic):
         return builder.fmul(builder.fmul(values[0], power(half)), power(builder.sub(n, half)))
 
     return lanes(lanes, lanes, magic), lower
+
+
+@intrinsic
+def add_exponent(typing_context, lanes, shifted):
+    """Return the lanes times ``2 ** n``, n being the last mantissa bits of ``shifted``; both are normal numbers."""
+    bits, mantissa = (32, 23) if lanes.scalar.bitwidth == 32 else (64, 52)
+
+    def lower(context, builder, signature, values):
+        integers = ir.VectorType(ir.IntType(bits), WIDTH)
+        n = builder.shl(builder.bitcast(values[1], integers), ir.Constant(integers, [mantissa] * WIDTH))
+        return builder.bitcast(builder.add(builder.bitcast(values[0], integers), n), values[0].type)
+
+    return lanes(lanes, lanes), lower
 
 
 def _fold(builder, values, first, second):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+import random
 import math
 import subprocess
 import sys
@@ -134,10 +135,14 @@ def test_matches_the_reference_in_chunks(name, chunk_length, compare):
 @pytest.mark.parametrize("write_activation", FACTORS["write_activation"])
 @pytest.mark.parametrize("name", FAST)
 def test_matches_the_reference_everywhere(name, write_activation, dtype, compare):
+    """Every combination an implementation runs; of the chunked form, which has four times as many, every fourth."""
     fixed = {"dtype": dtype, "write_activation": write_activation}
     free = {key: values for key, values in FACTORS.items() if key not in fixed}
-    for choice in itertools.product(*free.values()):
-        compare(name, {**fixed, **dict(zip(free, choice, strict=True))}, batch=1, head=2)
+    cases = [dict(zip(free, choice, strict=True)) for choice in itertools.product(*free.values())]
+    runnable = [case for case in cases if name not in EXACT_ONLY or case["chunk_length"] == 1]
+    random.Random(0).shuffle(runnable)
+    for case in runnable[: len(runnable) if name in EXACT_ONLY else len(runnable) // 4]:
+        compare(name, {**fixed, **case}, batch=1, head=2)
 
 
 @pytest.mark.parametrize("name", FAST)
@@ -145,7 +150,7 @@ def test_states_recomputed_in_segments_change_nothing(name, compare, monkeypatch
     """Only the compiled recurrence has segments; the others merely pass."""
     monkeypatch.setattr(cpu, "_STATES_BYTES", 0)
     case = {"dtype": torch.float64, "write_activation": "silu", "read_activation": "ln_silu", "second_order": True}
-    for time in (1, 2, 3, 16, 23):
+    for time in (1, 8, 9, 40, 67):
         compare(name, {**case, "chunk_length": 1, "time": time, "slot": 9, "dim": 5})
 
 
@@ -407,5 +412,5 @@ def test_memory_beyond_inputs_outputs_and_gradients_is_bounded():
 def test_the_scratch_of_a_thread_grows_with_the_root_of_the_length():
     kernel = cpu._kernels(torch.float32)
     for time in (42, 512, 16_384):
-        segment = cpu._segment_length(time, 4 * kernel.states_size(32, 32))
-        assert 4 * kernel.backward_scratch_size(32, 32, time, segment) < 4 * 2**20
+        segment = cpu._segment_length(kernel.num_chunks(time), 4 * kernel.states_size(32, 32))
+        assert 4 * kernel.backward_scratch_size(32, 32, time, segment) < 7 * 2**20
