@@ -13,7 +13,7 @@ from trellis_ts.baselines import NAIVE_BASELINES, naive_forecast
 from trellis_ts.datasets.long_horizon import borders, find_benchmark
 from trellis_ts.datasets.windows import ScaledPanel, first_origin
 from trellis_ts.errors import ConfigError, DataError
-from trellis_ts.scores import MODEL, Evaluation, ScoredWindows, ScoreSums, compare
+from trellis_ts.scores import MODEL, Evaluation, ScoredWindows, ScoreSums, summaries
 from trellis_ts.statistical import STATISTICAL_BASELINES, load_model, statistical_forecast
 from trellis_ts.types import Forecast
 
@@ -263,19 +263,9 @@ def backtest(
     contenders = {MODEL: field.model(forecaster) if refit is None else field.refitted(refit)}
     for name in baselines:
         contenders[name] = field.naive(name) if name in NAIVE_BASELINES else field.statistical(name, fallbacks)
-    sums = {
-        name: ScoreSums((len(panel.series), panel.num_channels, shape.prediction_length), len(origins.stamps), levels)
-        for name in contenders
-    }
     truths = _Truths(field, origins, frozenset(each.name for each in data.series))
-    done = 0
-    for series, rows in _batches(origins, field, by_stamp=refit is not None, has_fits=bool(fallbacks)):
-        windows = truths.gather(series, rows)
-        for name, contender in contenders.items():
-            sums[name].add(windows, contender(series, rows))
-        done += len(series)
-        if progress is not None:
-            progress(done, len(origins))
+    batches = _batches(origins, field, by_stamp=refit is not None, has_fits=bool(fallbacks))
+    sums = _scored(field, origins, contenders, truths, batches, progress)
     if sums[MODEL].count == 0:
         raise DataError(f"{panel.source}: every value after the rows the model was trained on is missing")
     return Evaluation(
@@ -288,17 +278,31 @@ def backtest(
         step=step,
         band=levels[-1] - levels[0] if len(levels) > 1 else None,
         items=tuple((each.name, channel) for each in panel.series for channel in panel.channels),
-        scores={name: each.overall() for name, each in sums.items()},
-        by_series={name: each.per_item() for name, each in sums.items()},
-        by_step={name: each.per_step() for name, each in sums.items()},
-        calibration={name: each.calibration() for name, each in sums.items() if levels},
-        comparisons=tuple(
-            found
-            for name in baselines
-            for found in compare(sums[MODEL], sums[name], name, overlap=origins.overlap, seed=seed)
-        ),
+        **summaries(sums, overlap=origins.overlap, seed=seed),
         fallbacks=fallbacks,
     )
+
+
+def _scored(
+    field: _Field,
+    origins: RollingOrigins,
+    contenders: dict[str, Contender],
+    truths: _Truths,
+    batches: Iterator[tuple[NDArray[np.int64], NDArray[np.int64]]],
+    progress: Callable[[int, int], None] | None,
+) -> dict[str, ScoreSums]:
+    """Every contender's losses, summed batch by batch."""
+    shape = (len(field.panel.series), field.panel.num_channels, field.shape.prediction_length)
+    sums = {name: ScoreSums(shape, len(origins.stamps), field.levels) for name in contenders}
+    done = 0
+    for series, rows in batches:
+        windows = truths.gather(series, rows)
+        for name, contender in contenders.items():
+            sums[name].add(windows, contender(series, rows))
+        done += len(series)
+        if progress is not None:
+            progress(done, len(origins))
+    return sums
 
 
 def _check(step: int, max_origins: int | None, baselines: Sequence[str]) -> None:

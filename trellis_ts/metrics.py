@@ -1,9 +1,9 @@
 """Scores of forecasts: pure functions of numpy arrays, each with its formula and where it comes from.
 
-``truth`` may hold NaN where nothing was measured: such values are left out of every mean, never filled. Functions that
-end in ``_error``, ``_loss`` or ``_score`` give one number per value (NaN where the truth is missing), so that a caller
-may average as it likes; the short names (``mse``, ``mase``, ...) average over all values, and are NaN where there is
-none. Everything is computed in float64.
+``truth`` may hold NaN where nothing was measured: such values are left out of every mean, never filled. A forecast of
+NaN is not left out: its score is NaN. Functions that end in ``_error``, ``_loss`` or ``_score`` give one number per
+value (NaN where the truth is missing), so that a caller may average as it likes; the short names (``mse``, ``mase``,
+...) average over all values, and are NaN where there is none. Everything is computed in float64.
 
 Sources: [HK06] Hyndman and Koehler 2006, "Another look at measures of forecast accuracy"; [M4] and [M5] Makridakis,
 Spiliotis and Assimakopoulos 2020 and 2022; [GR07] Gneiting and Raftery 2007, "Strictly proper scoring rules"; [CGH09]
@@ -30,21 +30,20 @@ def _float64(values: ArrayLike) -> NDArray[np.float64]:
     return np.asarray(values, dtype=np.float64)
 
 
-def mean(values: ArrayLike) -> float:
-    """Mean of what is not NaN; NaN where nothing is."""
-    array = _float64(values)
-    known = array[~np.isnan(array)]
+def mean(values: ArrayLike, truth: ArrayLike) -> float:
+    """Mean of the values whose truth is not NaN; NaN where there is none."""
+    known = _float64(values)[~np.isnan(_float64(truth))]
     return float(known.mean()) if known.size else float("nan")
 
 
 def mse(truth: ArrayLike, point: ArrayLike) -> float:
     """Mean squared error."""
-    return mean((_float64(point) - _float64(truth)) ** 2)
+    return mean((_float64(point) - _float64(truth)) ** 2, truth)
 
 
 def mae(truth: ArrayLike, point: ArrayLike) -> float:
     """Mean absolute error."""
-    return mean(np.abs(_float64(point) - _float64(truth)))
+    return mean(np.abs(_float64(point) - _float64(truth)), truth)
 
 
 def rmse(truth: ArrayLike, point: ArrayLike) -> float:
@@ -61,7 +60,7 @@ def smape_error(truth: Float[_Array, "*shape"], point: Float[_Array, "*shape"]) 
 
 def smape(truth: ArrayLike, point: ArrayLike) -> float:
     """Mean of ``smape_error``: a fraction between 0 and 2."""
-    return mean(smape_error(_float64(truth), _float64(point)))
+    return mean(smape_error(_float64(truth), _float64(point)), truth)
 
 
 def seasonal_error(
@@ -115,7 +114,7 @@ def pinball_loss(
 
 def quantile_loss(truth: ArrayLike, quantiles: ArrayLike, levels: Sequence[float]) -> float:
     """Mean of ``pinball_loss`` over values and levels."""
-    return mean(pinball_loss(_float64(truth), _float64(quantiles), levels))
+    return mean(pinball_loss(_float64(truth), _float64(quantiles), levels).mean(axis=-1), truth)
 
 
 def weighted_quantile_loss(truth: ArrayLike, quantiles: ArrayLike, levels: Sequence[float]) -> float:
@@ -184,11 +183,17 @@ def interval_score(
     return (upper - lower) + below / levels[0] + above / (1 - levels[1])
 
 
+def is_covered(
+    truth: Float[_Array, "*shape"], lower: Float[_Array, "*shape"], upper: Float[_Array, "*shape"]
+) -> Float[_Array, "*shape"]:
+    """1 where the truth lies in ``[lower, upper]``, ends included, else 0."""
+    inside = (lower <= truth) & (truth <= upper)
+    return np.where(np.isnan(truth) | np.isnan(lower) | np.isnan(upper), np.nan, inside.astype(np.float64))
+
+
 def coverage(truth: ArrayLike, lower: ArrayLike, upper: ArrayLike) -> float:
     """Share of the values that lie in ``[lower, upper]``, ends included."""
-    truth = _float64(truth)
-    inside = ((_float64(lower) <= truth) & (truth <= _float64(upper))).astype(np.float64)
-    return mean(np.where(np.isnan(truth), np.nan, inside))
+    return mean(is_covered(_float64(truth), _float64(lower), _float64(upper)), truth)
 
 
 def pit_histogram(
@@ -208,7 +213,7 @@ def pit_histogram(
     first, last = (quantiles < truth).sum(axis=-1), (quantiles <= truth).sum(axis=-1)
     bins = np.arange(len(levels) + 1)
     touched = (first[:, None] <= bins) & (bins <= last[:, None])
-    weight = touched * pit_widths(levels)
+    weight = np.where(np.isnan(quantiles).any(axis=-1, keepdims=True), np.nan, touched * pit_widths(levels))
     return cast("NDArray[np.float64]", (weight / weight.sum(axis=-1, keepdims=True)).sum(axis=0))
 
 

@@ -152,7 +152,18 @@ def _draw_coverage(axis: Axes, evaluation: Evaluation) -> None:
     band = evaluation.band or 0.0
     _draw_steps(axis, evaluation, "coverage", f"coverage of the {100 * band:.0f} % band")
     axis.axhline(band, color="#999999", linewidth=1.0, zorder=0)
-    axis.annotate("nominal", (1.0, band), xycoords=("axes fraction", "data"), ha="right", va="bottom", color="#666666")
+    paper = {"facecolor": "white", "edgecolor": "none", "alpha": 0.7, "pad": 1.0}
+    axis.annotate(
+        "nominal",
+        (1.0, band),
+        xycoords=("axes fraction", "data"),
+        xytext=(0, 3),
+        textcoords="offset points",
+        ha="right",
+        va="bottom",
+        color="#666666",
+        bbox=paper,
+    )
     axis.set_ylim(0, 1.02)
     axis.yaxis.set_major_formatter(PercentFormatter(1.0))
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, fields
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypedDict
 
 import numpy as np
 
@@ -208,15 +208,19 @@ class ScoreSums:
 
     def add(self, windows: ScoredWindows, forecast: Forecast) -> None:
         """Adds a batch; ``forecast`` is on the standardised scale and has the levels of the sums, or none at all."""
+        missing = np.isnan(windows.truth)
         for name, values in _losses(windows, forecast):
-            known = np.where(np.isnan(values), 0.0, values)
+            # A forecast that is no number makes its scores NaN; left out, it would pass for a perfect one.
+            unscaled = np.isnan(windows.seasonal) if name in ("scaled", "scaled_squared") else False
+            known = np.where(missing | unscaled, 0.0, values)
             np.add.at(self.by_item[name], windows.series, known.sum(axis=1))
             self.by_step[name] += known.sum(axis=(0, 2))
             if name in self.by_origin:
                 np.add.at(self.by_origin[name], windows.origin, known.sum(axis=(1, 2)))
         if forecast.quantiles is not None:
             quantiles = forecast.quantiles.double().numpy()
-            self.below += (windows.truth[..., None] <= quantiles).sum(axis=(0, 1, 2))
+            at_or_below = np.where(np.isnan(quantiles), np.nan, windows.truth[..., None] <= quantiles)
+            self.below += np.where(missing[..., None], 0.0, at_or_below).sum(axis=(0, 1, 2))
             self.pit += metrics.pit_histogram(windows.truth, quantiles, self.levels)
 
     @property
@@ -243,7 +247,31 @@ class ScoreSums:
         )
 
 
-def compare(model: ScoreSums, baseline: ScoreSums, name: str, *, overlap: int, seed: int) -> list[Comparison]:
+class Summaries(TypedDict):
+    """The fields of an ``Evaluation`` that come from sums."""
+
+    scores: dict[str, Scores]
+    by_series: dict[str, tuple[Scores, ...]]
+    by_step: dict[str, tuple[Scores, ...]]
+    calibration: dict[str, Calibration]
+    comparisons: tuple[Comparison, ...]
+
+
+def summaries(sums: dict[str, ScoreSums], *, overlap: int, seed: int) -> Summaries:
+    """Means from sums, and the model (the first) beside each of the others."""
+    model, *baselines = sums
+    return Summaries(
+        scores={name: each.overall() for name, each in sums.items()},
+        by_series={name: each.per_item() for name, each in sums.items()},
+        by_step={name: each.per_step() for name, each in sums.items()},
+        calibration={name: each.calibration() for name, each in sums.items() if each.levels},
+        comparisons=tuple(
+            found for name in baselines for found in _compare(sums[model], sums[name], name, overlap=overlap, seed=seed)
+        ),
+    )
+
+
+def _compare(model: ScoreSums, baseline: ScoreSums, name: str, *, overlap: int, seed: int) -> list[Comparison]:
     """The model beside a baseline under each loss both have."""
     found = []
     for loss, label in _COMPARED.items():
@@ -267,7 +295,7 @@ def compare(model: ScoreSums, baseline: ScoreSums, name: str, *, overlap: int, s
 
 
 def _losses(windows: ScoredWindows, forecast: Forecast) -> Iterator[tuple[str, NDArray[np.float64]]]:
-    """Each loss ``[batch, horizon, channel]``, NaN where nothing is to be scored."""
+    """Each loss ``[batch, horizon, channel]``; what it is where the truth is missing does not matter."""
     truth, loc, scale = windows.truth, windows.loc, windows.scale
     point = forecast.point.double().numpy()
     error = np.abs(point - truth)
@@ -290,7 +318,7 @@ def _losses(windows: ScoredWindows, forecast: Forecast) -> Iterator[tuple[str, N
     yield "crps", pinball @ metrics.level_weights(levels)
     lower, upper = quantiles[..., 0], quantiles[..., -1]
     yield "interval", metrics.interval_score(truth, lower, upper, (levels[0], levels[-1]))
-    yield "covered", ((lower <= truth) & (truth <= upper)).astype(np.float64)
+    yield "covered", metrics.is_covered(truth, lower, upper)
 
 
 def _split(sums: dict[str, NDArray[np.float64]], has_quantiles: bool) -> tuple[Scores, ...]:

@@ -65,10 +65,11 @@ def diebold_mariano(difference: Float[np.ndarray, " origin"], overlap: int) -> D
         overlap: h; the horizon where origins are one step apart.
 
     Returns:
-        None where there are fewer origins than 8 or than 4 h, or where all differences are equal.
+        None where there are fewer origins than 8 or than 4 h, or where all differences are equal
+        or one is no number.
     """
     n, h = len(difference), overlap
-    if n < max(_FEWEST_ORIGINS, _FEWEST_HORIZONS * h):
+    if n < max(_FEWEST_ORIGINS, _FEWEST_HORIZONS * h) or not np.isfinite(difference).all():
         return None
     centred = difference - difference.mean()
     covariance = np.array([float(centred[lag:] @ centred[: n - lag]) / n for lag in range(h)])
@@ -101,10 +102,10 @@ def paired_bootstrap(
         num_draws: how many.
 
     Returns:
-        None where there are fewer items than 10, or the second loses nothing.
+        None where there are fewer items than 10, the second loses nothing, or a loss is no number.
     """
     num_items = len(first)
-    if num_items < _FEWEST_ITEMS or not second.sum() > 0:
+    if num_items < _FEWEST_ITEMS or not second.sum() > 0 or not np.isfinite(first + second).all():
         return None
     rng = np.random.default_rng(seed)
     drawn = np.empty(num_draws)

@@ -5,12 +5,14 @@ from __future__ import annotations
 import io
 import json
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
 import pytest
 from matplotlib import image
 
+from trellis_ts import evaluation
 from trellis_ts.commands.console import Terminal
 
 SCORES = {
@@ -141,6 +143,19 @@ def test_a_failed_fit_is_noted(trellis, wide, wide_model, monkeypatch):
     monkeypatch.setattr("trellis_ts.evaluation.load_model", lambda name, season_length: Failing())
     result = trellis("evaluate", wide_model, "wide.csv", "--step", "6", "--baselines", "mstl")
     assert result.err == "note: mstl could not be fitted for 4 forecasts; seasonal naive stands in\n"
+
+
+def test_forecasts_that_are_no_number_are_noted(trellis, wide, wide_model, monkeypatch):
+    real = evaluation.naive_forecast
+
+    def broken(*args, **options):
+        found = real(*args, **options)
+        return replace(found, point=found.point * float("nan"))
+
+    monkeypatch.setattr(evaluation, "naive_forecast", broken)
+    result = trellis("evaluate", wide_model, "wide.csv", "--json")
+    assert result.err == "note: some forecasts of seasonal naive are no number, hence neither are its scores\n"
+    assert result.data["seasonal_naive"]["mse"] is None
 
 
 def test_on_a_terminal_tables_are_drawn(monkeypatch):

@@ -97,14 +97,14 @@ def expected_scores(windows, chosen=np.s_[:]):
         "rmse_original": metrics.rmse(truth * scale, point * scale),
         "mae_original": metrics.mae(truth * scale, point * scale),
         "smape": metrics.smape(original, point * scale + loc),
-        "mase": metrics.mean(np.abs(truth - point) / parts["seasonal"]),
-        "rmsse": metrics.mean((truth - point) ** 2 / parts["seasonal_squared"]) ** 0.5,
+        "mase": metrics.mean(np.abs(truth - point) / parts["seasonal"], truth),
+        "rmsse": metrics.mean((truth - point) ** 2 / parts["seasonal_squared"], truth) ** 0.5,
         "quantile_loss": metrics.quantile_loss(truth, quantiles, LEVELS),
         "weighted_quantile_loss": metrics.weighted_quantile_loss(
             original, quantiles * scale[:, None] + loc[:, None], LEVELS
         ),
-        "crps": metrics.mean(metrics.crps_from_quantiles(truth, quantiles, LEVELS)),
-        "interval_score": metrics.mean(metrics.interval_score(truth, lower, upper, (0.1, 0.9))),
+        "crps": metrics.mean(metrics.crps_from_quantiles(truth, quantiles, LEVELS), truth),
+        "interval_score": metrics.mean(metrics.interval_score(truth, lower, upper, (0.1, 0.9)), truth),
         "coverage": metrics.coverage(truth, lower, upper),
     }
 
@@ -333,6 +333,26 @@ def test_a_series_without_seasonal_error_is_left_out_of_scaled_scores(forecaster
     assert np.isnan(result.by_series["model"][0].rmsse)
     assert np.isfinite(result.by_series["model"][0].mae)
     assert np.isfinite(result.model.mase)
+
+
+def test_a_forecast_of_nan_is_no_perfect_one(forecaster, panel, monkeypatch):
+    real = module.naive_forecast
+
+    def broken(*args, **options):
+        found = real(*args, **options)
+        found.point[0, 2, 0] = np.nan
+        found.quantiles[0, 2, 0] = np.nan
+        return found
+
+    expected = evaluate(forecaster, panel)
+    monkeypatch.setattr(module, "naive_forecast", broken)
+    found = evaluate(forecaster, panel)
+    assert found.model == expected.model
+    assert all(np.isnan(value) for value in asdict(found.seasonal_naive).values())
+    assert np.isnan(found.calibration["seasonal_naive"].pit).all()
+    assert np.isnan(found.by_step["seasonal_naive"][2].mse)
+    assert found.by_step["seasonal_naive"][1] == expected.by_step["seasonal_naive"][1]
+    assert all(each.diebold_mariano is None and each.bootstrap is None for each in found.comparisons)
 
 
 def test_refitting_hands_over_the_rows_before_each_origin(forecaster, panel):

@@ -117,6 +117,17 @@ def test_the_crps_of_samples_is_the_integral_over_thresholds():
     assert float(metrics.crps_from_samples(np.array(truth), samples)) == pytest.approx(integral, abs=1e-4)
 
 
+def test_a_forecast_of_nan_is_not_left_out():
+    truth, point = np.array([1.0, 2.0]), np.array([1.0, NAN])
+    quantiles = np.array([[0.0, 1.0, 2.0], [NAN, NAN, NAN]])
+    for score in (metrics.mse, metrics.mae, metrics.rmse, metrics.smape):
+        assert math.isnan(score(truth, point))
+    assert math.isnan(metrics.coverage(truth, quantiles[:, 0], quantiles[:, 2]))
+    assert math.isnan(metrics.quantile_loss(truth, quantiles, LEVELS))
+    assert math.isnan(metrics.weighted_quantile_loss(truth, quantiles, LEVELS))
+    assert np.isnan(metrics.pit_histogram(truth, quantiles, LEVELS)).all()
+
+
 def test_the_crps_of_a_normal_by_samples_and_by_quantiles():
     z = 0.7
     exact = z * (2 * norm.cdf(z) - 1) + 2 * norm.pdf(z) - 1 / math.sqrt(math.pi)

@@ -39,8 +39,14 @@ def test_a_negative_variance_falls_back_to_bartlett():
 
 @pytest.mark.parametrize(
     ("difference", "overlap"),
-    [(np.arange(7.0), 1), (np.arange(30.0), 8), (np.full(30, 0.1), 1), (np.zeros(30), 1)],
-    ids=["few", "few horizons", "equal", "zero"],
+    [
+        (np.arange(7.0), 1),
+        (np.arange(30.0), 8),
+        (np.full(30, 0.1), 1),
+        (np.zeros(30), 1),
+        (np.array([np.nan, *range(29)]), 1),
+    ],
+    ids=["few", "few horizons", "equal", "zero", "no number"],
 )
 def test_it_declines(difference, overlap):
     assert diebold_mariano(difference, overlap) is None
@@ -93,6 +99,10 @@ def test_equal_losses_are_no_difference():
     assert (found.difference, found.low, found.high, found.p_value) == (0.0, 0.0, 0.0, 1.0)
 
 
-@pytest.mark.parametrize(("ours", "theirs"), [(np.ones(9), np.ones(9)), (np.ones(20), np.zeros(20))])
+@pytest.mark.parametrize(
+    ("ours", "theirs"),
+    [(np.ones(9), np.ones(9)), (np.ones(20), np.zeros(20)), (np.full(20, np.nan), np.ones(20))],
+    ids=["few", "no loss", "no number"],
+)
 def test_the_bootstrap_declines(ours, theirs):
     assert paired_bootstrap(ours, theirs) is None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -109,3 +110,24 @@ def test_where_a_fit_fails_seasonal_naive_stands_in_and_is_counted(forecaster, p
     assert found.fallbacks == {"mstl": 2 * found.num_windows}
     assert found.scores["mstl"].mae == pytest.approx(found.seasonal_naive.mae)
     assert found.scores["mstl"].crps == pytest.approx(found.seasonal_naive.crps)
+
+
+@pytest.mark.parametrize("value", [np.nan, 1e9])
+def test_a_fit_does_not_see_what_comes_after_its_origin(forecaster, panel, monkeypatch, value):
+    pytest.importorskip("statsforecast")
+    read = []
+    monkeypatch.setattr(
+        "trellis_ts.evaluation.statistical_forecast", lambda model, history, *rest: read.append(history.copy())
+    )
+    for end in (value, 0.0):
+        series = []
+        for each in panel.series:
+            values = each.values.copy()
+            values[38:] = end
+            series.append(replace(each, values=values))
+        backtest(forecaster, replace(panel, series=tuple(series)), step=22, max_origins=1, baselines=("auto_theta",))
+    # One origin per series: row 55 of the first, row 43 of the second; the poisoned rows before it are all it sees.
+    half = len(read) // 2
+    assert [len(each) for each in read[:half]] == [55, 55, 43, 43]
+    for poisoned, clean in zip(read[:half], read[half:], strict=True):
+        np.testing.assert_array_equal(poisoned[:38], clean[:38])

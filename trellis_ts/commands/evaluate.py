@@ -112,11 +112,7 @@ def evaluate(terminal: Terminal, values: Namespace, output: Path | None) -> None
             seed=values.seed,
             progress=progress,
         )
-    for name, count in evaluation.fallbacks.items():
-        if count:
-            terminal.note(
-                f"note: {name} could not be fitted for {counted(count, 'forecast')}; seasonal naive stands in"
-            )
+    _note_doubts(terminal, evaluation)
     if output is not None:
         _write(evaluation, output)
     blocks: list[Any] = [_head(evaluation), _overall_rows(evaluation)]
@@ -126,6 +122,16 @@ def evaluate(terminal: Terminal, values: Namespace, output: Path | None) -> None
     if output is not None:
         blocks.append(f"wrote {output}")
     terminal.tables(blocks, evaluation_data(evaluation))
+
+
+def _note_doubts(terminal: Terminal, evaluation: Evaluation) -> None:
+    for name, count in evaluation.fallbacks.items():
+        if count:
+            fits = counted(count, "forecast")
+            terminal.note(f"note: {name} could not be fitted for {fits}; seasonal naive stands in")
+    for name, scores in evaluation.scores.items():
+        if math.isnan(scores.mse):
+            terminal.note(f"note: some forecasts of {_spelled(name)} are no number, hence neither are its scores")
 
 
 def evaluation_text(evaluation: Evaluation) -> str:
