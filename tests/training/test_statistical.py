@@ -119,15 +119,12 @@ def test_a_fit_does_not_see_what_comes_after_its_origin(forecaster, panel, monke
     monkeypatch.setattr(
         "trellis_ts.evaluation.statistical_forecast", lambda model, history, *rest: read.append(history.copy())
     )
-    for end in (value, 0.0):
-        series = []
-        for each in panel.series:
-            values = each.values.copy()
-            values[38:] = end
-            series.append(replace(each, values=values))
-        backtest(forecaster, replace(panel, series=tuple(series)), step=22, max_origins=1, baselines=("auto_theta",))
-    # One origin per series: row 55 of the first, row 43 of the second; the poisoned rows before it are all it sees.
-    half = len(read) // 2
-    assert [len(each) for each in read[:half]] == [55, 55, 43, 43]
-    for poisoned, clean in zip(read[:half], read[half:], strict=True):
-        np.testing.assert_array_equal(poisoned[:38], clean[:38])
+    first = panel.series[0]
+    changed = np.where(np.arange(len(first))[:, None] < 55, first.values, value)
+    for values in (first.values, changed):
+        series = (replace(first, values=values), panel.series[1])
+        backtest(forecaster, replace(panel, series=series), max_origins=1, baselines=("auto_theta",))
+    # One origin per series: row 55 of the first, row 43 of the second; two channels each.
+    assert [len(each) for each in read] == 2 * [55, 55, 43, 43]
+    for clean, poisoned in zip(read[:4], read[4:], strict=True):
+        np.testing.assert_array_equal(clean, poisoned)
