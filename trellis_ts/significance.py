@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
-from scipy.special import stdtr
 
 if TYPE_CHECKING:
     from jaxtyping import Float, Int
@@ -68,6 +67,8 @@ def diebold_mariano(difference: Float[np.ndarray, " origin"], overlap: int) -> D
         None where there are fewer origins than 8 or than 4 h, or where all differences are equal
         or one is no number.
     """
+    from scipy.special import stdtr  # here, for it takes a while and forecasting needs none of it
+
     n, h = len(difference), overlap
     if n < max(_FEWEST_ORIGINS, _FEWEST_HORIZONS * h) or not np.isfinite(difference).all():
         return None
