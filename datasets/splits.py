@@ -56,8 +56,14 @@ class Scaler:
             loc[index], scale[index] = _statistics(series.values[start:stop])
         return cls(tuple(series.name for series in panel.series), loc, scale)
 
-    def of(self, panel: Panel) -> Scaler:
-        """The statistics for the series of another panel, by name; a series never seen gets those of its own rows."""
+    def of(self, panel: Panel, rows: Sequence[tuple[int, int]] | None = None) -> Scaler:
+        """The statistics for the series of another panel, by name; a series never seen gets those of its own rows.
+
+        Args:
+            panel: the other panel.
+            rows: half-open rows per series that a never-seen one may use; all unless given. A backtest gives those
+                before the first origin, for what is to be forecast must not be in the scale.
+        """
         known = {name: index for index, name in enumerate(self.names)}
         loc = np.zeros((len(panel.series), panel.num_channels))
         scale = np.ones_like(loc)
@@ -65,7 +71,8 @@ class Scaler:
             if series.name in known:
                 loc[index], scale[index] = self.loc[known[series.name]], self.scale[known[series.name]]
             else:
-                loc[index], scale[index] = _statistics(series.values)
+                start, stop = (0, len(series)) if rows is None else rows[index]
+                loc[index], scale[index] = _statistics(series.values[start:stop])
         return Scaler(tuple(series.name for series in panel.series), loc, scale)
 
 

@@ -79,7 +79,7 @@ class ScaledPanel:
         )
 
 
-def _first_origin(last: int, context_length: int, min_context: int) -> int:
+def first_origin(last: int, context_length: int, min_context: int) -> int:
     """First future row in a series read from its own start, the last being ``last``.
 
     Full contexts where there are any; else the second half of the rows, with contexts that grow.
@@ -117,7 +117,7 @@ class WindowDataset(Dataset[Batch]):
         first, count = [], []
         for start, stop in ranges:
             last = stop - prediction_length
-            origin = start or _first_origin(last, context_length, min_context)
+            origin = start or first_origin(last, context_length, min_context)
             first.append(origin)
             count.append(max(0, last - origin + 1))
         self._first_origin = np.array(first, dtype=np.int64)

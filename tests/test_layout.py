@@ -18,19 +18,19 @@ RANKS = [
     {"errors"},
     {"types", "config", "files", "devices"},
     {"kernels", "datasets", "configs"},
-    {"losses", "scaling", "patching", "heads"},
+    {"losses", "metrics", "scaling", "patching", "heads", "significance"},
     {"layers"},
     {"model"},
-    {"lightning", "checkpoints", "baselines", "plots", "sizing"},
+    {"lightning", "checkpoints", "baselines", "scores", "sizing", "statistical"},
+    {"evaluation", "plots"},
     {"training", "forecaster"},
-    {"evaluation"},
     {"integrations", "commands"},
     {"__main__"},
 ]
 ONLY_FROM = {"kernels": {"errors"}, "datasets": {"errors", "types"}}
 KERNEL_LIBRARIES = {"torch", "jaxtyping", "triton", "numba", "llvmlite", "numpy"}
 LIGHTNING_HOMES = {"trellis_ts.lightning", "trellis_ts.training"}
-PANDAS_HOMES = {"datasets", "forecaster", "commands", "integrations"}
+PANDAS_HOMES = {"datasets", "forecaster", "commands", "integrations", "scores"}
 PRINT_HOMES = {"commands", "__main__"}
 OUR_FOLDERS = {"kernels", "datasets", "configs"}
 

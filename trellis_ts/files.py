@@ -59,6 +59,19 @@ def check_writable(path: Path) -> None:
         raise ConfigError(f"cannot write {path}: permission denied; choose another path")
 
 
+def check_output(path: Path, endings: tuple[str, ...], option: str, data: str) -> None:
+    """Refuses an output file of an unknown format, one that cannot be written, and one that is the input itself.
+
+    Raises:
+        ConfigError: any of these.
+    """
+    if not path.name.lower().endswith(endings):
+        raise ConfigError(f"{option} '{path}': unknown ending; use one of {', '.join(endings)}")
+    check_writable(path)
+    if path.exists() and Path(data).exists() and path.samefile(data):
+        raise ConfigError(f"{option} {path} is DATA itself; choose another path, for the history would be lost")
+
+
 @contextmanager
 def atomic_file(path: Path) -> Iterator[Path]:
     """A temporary path of the same ending that replaces ``path`` at the end, and vanishes on an error.

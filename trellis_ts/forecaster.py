@@ -15,14 +15,17 @@ from trellis_ts.datasets.readers import panel_from_frame
 from trellis_ts.datasets.splits import Scaler
 from trellis_ts.datasets.windows import ScaledPanel
 from trellis_ts.errors import ConfigError, DataError
+from trellis_ts.evaluation import backtest
 from trellis_ts.types import Batch, Columns, Forecast, Panel, Series
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
     from pathlib import Path
 
     from numpy.typing import NDArray
+
+    from trellis_ts.scores import Evaluation
 
 # Series forecast at once. It bounds memory; no forecast depends on it.
 _ROWS_PER_BATCH = 1024
@@ -71,8 +74,49 @@ class Forecaster:
         Raises:
             DataError: the frame cannot be read, or has other columns.
         """
+        panel = self._read(frame)
+        return forecast_frame(panel, self.forecast(panel, prediction_length=prediction_length))
+
+    def backtest(
+        self,
+        frame: pd.DataFrame,
+        *,
+        step: int = 1,
+        max_origins: int | None = None,
+        baselines: Sequence[str] = ("seasonal_naive",),
+        refit: Callable[[Panel], Forecaster] | None = None,
+        seed: int = 0,
+    ) -> Evaluation:
+        """Scores the frame's windows whose future the model has not seen, beside baselines on the same windows.
+
+        Args:
+            frame: history in the columns the model was trained on, wide or long; it is not changed.
+            step: rows from one origin to the next.
+            max_origins: most origins per series, the newest ones; all unless given.
+            baselines: of ``trellis_ts.evaluation.BASELINES``.
+            refit: from the rows before an origin (a ``Panel``) to the forecaster to use there.
+            seed: of the bootstrap.
+
+        Returns:
+            The scores; ``.frame()`` has them as a tidy frame.
+
+        Raises:
+            ConfigError: an argument cannot be used, or a baseline is not installed.
+            DataError: the frame cannot be read, has other columns, or nothing in it is new to the model.
+        """
+        return backtest(
+            self,
+            self._read(frame),
+            step=step,
+            max_origins=max_origins,
+            baselines=baselines,
+            refit=refit,
+            seed=seed,
+        )
+
+    def _read(self, frame: pd.DataFrame) -> Panel:
         data = self.checkpoint.data
-        panel = panel_from_frame(
+        return panel_from_frame(
             frame,
             time=data.time_column,
             target=data.channels,
@@ -80,7 +124,6 @@ class Forecaster:
             freq=data.freq,
             day_first=self.checkpoint.experiment.data.day_first,
         )
-        return forecast_frame(panel, self.forecast(panel, prediction_length=prediction_length))
 
     def check(self, panel: Panel) -> Panel:
         """The panel with its channels in the model's order.

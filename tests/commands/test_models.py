@@ -1,4 +1,4 @@
-"""Models: what ``info`` and ``evaluate`` say of them, and model directories that cannot be used."""
+"""Models: what ``info`` says of them, and model directories that cannot be used."""
 
 from __future__ import annotations
 
@@ -6,8 +6,6 @@ import json
 import shutil
 
 import pytest
-
-SCORES = {"mse", "mae", "rmse_original", "mae_original", "quantile_loss", "coverage"}
 
 
 def test_info(trellis, wide_model):
@@ -23,33 +21,6 @@ def test_info(trellis, wide_model):
     }
     assert (data["channels"], data["freq"], data["id_column"]) == (["load", "heat"], "h", None)
     assert data["shape"]["context_length"] == data["settings"]["context_length"] == 24
-
-
-def test_evaluate(trellis, wide, wide_model):
-    result = trellis("evaluate", wide_model, "wide.csv")
-    assert result.err == ""
-    lines = result.out.splitlines()
-    assert lines[0] == "7 windows of 6 steps, 1 series, 84 values"
-    assert [line.split("  ")[0] for line in lines[3:7]] == ["MSE", "MAE", "RMSE, data units", "MAE, data units"]
-    data = trellis("evaluate", wide_model, "wide.csv", "--json").data
-    assert set(data) == {
-        *("num_windows", "num_series", "num_values", "prediction_length", "season_length", "band"),
-        *("model", "seasonal_naive"),
-    }
-    assert set(data["model"]) == set(data["seasonal_naive"]) == SCORES
-    assert (data["num_windows"], data["num_values"], data["band"]) == (7, 84, 0.8)
-    assert data["model"]["mse"] > 0
-    assert data["seasonal_naive"]["coverage"] is None
-
-
-def test_evaluate_a_long_table(trellis, long, long_model):
-    assert trellis("evaluate", long_model, "long.csv", "--json").data["num_series"] == 2
-
-
-def test_nothing_left_to_evaluate(refused, folder, make_wide, wide_model):
-    make_wide(105).to_csv("table.csv", index=False)
-    line = refused("evaluate", wide_model, "table.csv")
-    assert "no window of 6 steps lies after the rows the model was trained on" in line
 
 
 def damage(model, name, change):

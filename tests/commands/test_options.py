@@ -65,6 +65,7 @@ def test_options_of_training_that_cannot_be_used(refused, wide, options, expecte
         (["forecast", "m"], "DATA is missing"),
         (["evaluate", "m", "d", "--devise", "cpu"], "unknown option --devise; did you mean --device?"),
         (["forecast", "m", "d", "--prediction-length", "x"], "expected a whole number, got 'x'"),
+        (["evaluate", "m", "d", "--step", "x"], "--step: expected a whole number, got 'x'"),
         (["info"], "MODEL is missing; write trellis info MODEL"),
         (["info", "m", "--jsn"], "unknown option --jsn; did you mean --json?"),
         (["datasets", "got"], "unknown action 'got'; write `trellis datasets list`"),

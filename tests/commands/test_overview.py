@@ -53,7 +53,7 @@ def test_what_is_no_command(refused, arguments, expected):
     [
         ("train", ["DATA", "--output", "--resume", "--overwrite", "--config", "--print-config", "--device"]),
         ("forecast", ["MODEL", "DATA", "--output", "--plot", "--prediction-length", "--time", "--id", "--device"]),
-        ("evaluate", ["MODEL", "DATA", "--target", "--freq", "--day-first", "--device"]),
+        ("evaluate", ["MODEL", "DATA", "--baselines", "--step", "--by", "--output", "--target", "--freq", "--device"]),
         ("info", ["MODEL"]),
         ("datasets", ["list", "get", "NAME", "TRELLIS_DATA"]),
         ("demo", ["--output"]),

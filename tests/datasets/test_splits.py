@@ -121,3 +121,14 @@ def test_splitting_changes_nothing(panel):
     split(panel)
     for series, values in zip(panel.series, before, strict=True):
         np.testing.assert_array_equal(series.values, values)
+
+
+def test_a_series_never_seen_can_be_kept_to_some_rows(panel):
+    scaler = split(panel).scaler
+    stranger = replace(panel.series[0], name="stranger")
+    other = replace(panel, series=(panel.series[1], stranger))
+    found = scaler.of(other, [(0, 3), (2, 9)])
+    np.testing.assert_array_equal(found.loc[0], scaler.loc[1])
+    np.testing.assert_allclose(found.loc[1], np.nanmean(stranger.values[2:9], axis=0))
+    np.testing.assert_allclose(found.scale[1], np.nanstd(stranger.values[2:9], axis=0))
+    np.testing.assert_allclose(scaler.of(other).loc[1], np.nanmean(stranger.values, axis=0))

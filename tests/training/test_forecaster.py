@@ -12,6 +12,7 @@ import torch
 import trellis_ts.forecaster as module
 from trellis_ts.datasets.readers import panel_from_frame
 from trellis_ts.errors import ConfigError, DataError
+from trellis_ts.evaluation import backtest
 from trellis_ts.forecaster import Forecaster, forecast_frame
 from trellis_ts.types import Batch, Columns, Panel, Series
 
@@ -300,3 +301,35 @@ def test_forecasting_leaves_random_numbers_alone(long, long_panel):
     before = torch.random.get_rng_state()
     long.forecast(long_panel)
     assert torch.equal(torch.random.get_rng_state(), before)
+
+
+@pytest.mark.parametrize("channels", [1, 2])
+def test_a_backtest_of_a_frame_is_that_of_its_panel(make_panel, make_checkpoint, channels):
+    panel = make_panel((40, 33), channels=channels)
+    forecaster = Forecaster(make_checkpoint(panel, known=26))
+    frame = to_frame(panel)
+    before = frame.copy()
+    options = {"step": 2, "max_origins": 3, "baselines": ("naive", "drift")}
+    found, expected = forecaster.backtest(frame, **options), backtest(forecaster, panel, **options)
+    assert found.data() == expected.data()
+    pd.testing.assert_frame_equal(frame, before)
+
+
+def test_the_frame_of_a_backtest_is_tidy(make_panel, make_checkpoint):
+    panel = make_panel((40, 33), channels=2)
+    result = Forecaster(make_checkpoint(panel, known=26)).backtest(to_frame(panel))
+    frame = result.frame()
+    assert frame.dtypes.astype(str).to_dict()["step"] == "Int64"
+    assert not frame.duplicated(["forecaster", "scope", "series", "channel", "step", "metric"]).any()
+    steps = frame[(frame.scope == "step") & (frame.metric == "mase") & (frame.forecaster == "seasonal_naive")]
+    assert steps.value.tolist() == [each.mase for each in result.by_step["seasonal_naive"]]
+    assert steps.step.tolist() == [1, 2, 3, 4, 5]
+    series = frame[(frame.scope == "series") & (frame.metric == "mse") & (frame.forecaster == "model")]
+    assert list(zip(series.series, series.channel, strict=True)) == list(result.items)
+
+
+def test_a_backtest_says_what_is_wrong(wide, wide_panel):
+    with pytest.raises(ConfigError, match="unknown baseline 'oracle'"):
+        wide.backtest(to_frame(wide_panel), baselines=("oracle",))
+    with pytest.raises(DataError, match="no column"):
+        wide.backtest(to_frame(wide_panel).drop(columns="c1"))

@@ -7,7 +7,9 @@ import pytest
 from matplotlib import image, rcParams
 from matplotlib.figure import Figure
 
-from trellis_ts.plots import ForecastPicture, plot_forecasts
+from trellis_ts.evaluation import backtest
+from trellis_ts.forecaster import Forecaster
+from trellis_ts.plots import ForecastPicture, plot_evaluation, plot_forecasts
 
 
 def picture(title="a", history=20, steps=5, band=True, value=None):
@@ -93,3 +95,33 @@ def test_global_settings_are_left_alone(tmp_path):
     before = dict(rcParams)
     plot_forecasts([picture()], tmp_path / "forecast.png")
     assert dict(rcParams) == before
+
+
+@pytest.fixture(scope="module")
+def evaluation(make_panel, make_checkpoint):
+    panel = make_panel((60,), channels=2)
+    return backtest(Forecaster(make_checkpoint(panel, known=30)), panel, baselines=("naive", "seasonal_naive"))
+
+
+def test_an_evaluation_shows_error_coverage_and_calibration(tmp_path, figures, evaluation):
+    plot_evaluation(evaluation, tmp_path / "scores.png")
+    error, coverage, pit = figures[0].axes
+    for axis, metric in ((error, "mae"), (coverage, "coverage")):
+        for line, name in zip(axis.lines, evaluation.forecasters, strict=False):
+            expected = [getattr(each, metric) for each in evaluation.by_step[name]]
+            np.testing.assert_array_equal(line.get_ydata(), expected)
+    found = evaluation.calibration["model"]
+    assert [bar.get_height() for bar in pit.patches[:4]] == pytest.approx(
+        [share / width for share, width in zip(found.pit, found.pit_expected, strict=True)]
+    )
+    texts = [text.get_text() for text in figures[0].legends[0].get_texts()]
+    assert texts == ["model", "naive", "seasonal naive"]
+    styles = {(line.get_color(), str(line.get_linestyle())) for line in error.lines}
+    assert len(styles) == 3
+
+
+def test_an_evaluation_of_points_shows_the_error_only(tmp_path, figures, make_panel, make_checkpoint):
+    panel = make_panel((40,))
+    points = Forecaster(make_checkpoint(panel, known=30, loss="mse"))
+    plot_evaluation(backtest(points, panel), tmp_path / "scores.png")
+    assert len(figures[0].axes) == 1

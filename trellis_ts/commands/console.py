@@ -8,8 +8,11 @@ import sys
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+from rich import box
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+from rich.text import Text
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -34,8 +37,25 @@ class Terminal:
     def result(self, text: str, data: dict[str, Any]) -> None:
         """The result: text for a person, or JSON for a machine."""
         if self.as_json:
-            text = json.dumps(_finite(data), allow_nan=False)
+            text = as_json(data)
         sys.stdout.write(text + "\n")
+
+    def tables(self, blocks: Sequence[str | Sequence[Sequence[str]]], data: dict[str, Any]) -> None:
+        """A result of lines and tables (rows, the first the header): drawn on a terminal, plain elsewhere."""
+        out = Console(highlight=False, emoji=False)
+        if self.as_json or not out.is_terminal:
+            self.result("\n".join(each if isinstance(each, str) else table(each) for each in blocks), data)
+            return
+        for each in blocks:
+            if isinstance(each, str):
+                out.print(each, markup=False)
+                continue
+            drawn = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="bold")
+            for index, title in enumerate(each[0]):
+                drawn.add_column(Text(title), justify="right" if index else "left", overflow="fold")
+            for row in each[1:]:
+                drawn.add_row(*map(Text, row))
+            out.print(drawn)
 
     @contextmanager
     def progress(self, label: str) -> Iterator[Callable[[int, int | None], None]]:
@@ -69,6 +89,11 @@ class Terminal:
                 bar.update(tasks[0], completed=done, total=total)
 
             yield update
+
+
+def as_json(data: Any, *, indent: int | None = None) -> str:
+    """JSON text, with null for numbers that are none."""
+    return json.dumps(_finite(data), allow_nan=False, indent=indent)
 
 
 def _finite(data: Any) -> Any:

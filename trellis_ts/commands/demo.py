@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from trellis_ts.commands.configuration import experiment_config, packaged_path
-from trellis_ts.commands.console import Terminal, read
+from trellis_ts.commands.console import Terminal, as_json, read
 from trellis_ts.commands.options import Parser, add_output_options
 from trellis_ts.errors import ConfigError
 from trellis_ts.files import atomic_file, check_directory, reason_of
@@ -66,7 +65,7 @@ def _demo(terminal: Terminal, folder: Path) -> None:
     panel = read(Terminal(quiet=True, as_json=False), _DATA, {})
     evaluation = evaluate(forecaster, panel)
     with atomic_file(folder / "evaluation.json") as temporary:
-        temporary.write_text(json.dumps(evaluation_data(evaluation), indent=2) + "\n", encoding="utf-8")
+        temporary.write_text(as_json(evaluation_data(evaluation), indent=2) + "\n", encoding="utf-8")
     _forecast(forecaster, panel, folder)
     terminal.result(
         f"\nthe last year, which the model has not seen:\n{evaluation_text(evaluation)}\n\n"

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from trellis_ts.commands.console import Terminal, counted
 from trellis_ts.commands.options import Parser, add_column_options, add_device_option, add_output_options
 from trellis_ts.errors import ConfigError
-from trellis_ts.files import atomic_file, check_writable
+from trellis_ts.files import atomic_file, check_output
 
 if TYPE_CHECKING:
     import numpy as np
@@ -71,17 +71,9 @@ def run(arguments: list[str]) -> None:
     output, plot = (None if value is None else Path(value) for value in (values.output, values.plot))
     for path, formats, option in ((output, _TABLE_FORMATS, "--output"), (plot, _PLOT_FORMATS, "--plot")):
         if path is not None:
-            _check_path(path, formats, option, values.data)
+            check_output(path, formats, option, values.data)
     terminal = Terminal(quiet=values.quiet, as_json=values.json)
     forecast(terminal, values, output, plot)
-
-
-def _check_path(path: Path, formats: tuple[str, ...], option: str, data: str) -> None:
-    if not path.name.lower().endswith(formats):
-        raise ConfigError(f"{option} '{path}': unknown ending; use one of {', '.join(formats)}")
-    check_writable(path)
-    if path.exists() and Path(data).exists() and path.samefile(data):
-        raise ConfigError(f"{option} {path} is DATA itself; choose another path, for the history would be lost")
 
 
 def forecast(terminal: Terminal, values: Namespace, output: Path | None, plot: Path | None) -> None:

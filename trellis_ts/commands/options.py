@@ -84,7 +84,9 @@ class Parser(ArgumentParser):
 
     def _expected(self, key: str) -> str:
         action = next(action for action in self._actions if action.dest == key)
-        return f"expected {_SPELLED_TYPES[key]}" if key in _SPELLED_TYPES else f"expected another {action.metavar}"
+        if key not in _SPELLED_TYPES:
+            return f"expected {spell_type(int)}" if action.metavar == "N" else f"expected another {action.metavar}"
+        return f"expected {_SPELLED_TYPES[key]}"
 
     def _nearest(self, name: str) -> str:
         names = [option for action in self._actions for option in action.option_strings if option.startswith("--")]
