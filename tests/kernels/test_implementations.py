@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import functools
 import itertools
-import random
 import math
+import random
 import subprocess
 import sys
 from collections.abc import Iterable
