@@ -38,6 +38,7 @@ class ScaledPanel:
         for index, series in enumerate(panel.series):
             scaled = (series.values - scaler.loc[index]) / scaler.scale[index]
             self.values[self.starts[index] : self.starts[index + 1]] = torch.from_numpy(scaled)
+        self._loc, self._scale = torch.from_numpy(scaler.loc), torch.from_numpy(scaler.scale)
         self.season_length = season_length
         self.phases = np.array(
             [season_position(series.time[0], panel.freq, season_length, panel.timezone) for series in panel.series]
@@ -76,6 +77,8 @@ class ScaledPanel:
             series=torch.from_numpy(series),
             future=values[:, context_length:] if prediction_length else None,
             future_observed=observed[:, context_length:] if prediction_length else None,
+            loc=self._loc[series][:, None],
+            scale=self._scale[series][:, None],
         )
 
 

@@ -16,9 +16,12 @@ ROOT = Path(__file__).parents[1]
 # rank it needs; the order is that of a datum's way from the table to the command line.
 RANKS = [
     {"errors"},
+    {"quantiles"},
+    {"distributions"},
     {"types", "config", "files", "devices"},
     {"kernels", "datasets", "configs"},
-    {"losses", "metrics", "scaling", "patching", "heads", "significance"},
+    {"losses", "metrics", "scaling", "patching", "heads", "significance", "copula"},
+    {"conformal"},
     {"layers"},
     {"model"},
     {"lightning", "checkpoints", "baselines", "scores", "sizing", "statistical"},
