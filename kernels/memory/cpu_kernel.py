@@ -6,8 +6,7 @@ What they share with the memories at the chunk's start is computed by products o
 other, token by token, from products between tokens. The result is the exact recurrence.
 
 Everything a thread works on lies in one flat array, ``scratch``; what would be a pointer is an offset into it, in
-numbers, and ``Layout`` holds the offsets. Numba decides by this file's date whether its cache is valid: after a change
-to the files it imports alone, touch it.
+numbers, and ``Layout`` holds the offsets.
 """
 
 from __future__ import annotations
@@ -41,6 +40,10 @@ from trellis_ts.kernels.memory.cpu_vectors import (
 )
 
 CHUNK = 8
+
+# Numba finds its cache by this file's text alone. So that a change in the files it imports counts as well, here is a
+# digest of theirs; a test says what it has to be.
+IMPORTED = "6e777dc371a73ff6"
 
 # What is handed to a function is a NumPy integer: Numba would compile it anew for every literal it is called with. Only
 # products are called with literal strides on purpose, so that their inner loops have few pointers to step.
@@ -80,8 +83,8 @@ class Pass(NamedTuple):
     """
 
     rows: int  # [2 n, dim]: every w, then every x
-    start: int  # [2 n, slot]: the same, times the memory before the chunk
-    z: int  # [n, slot]
+    start: int  # [n, slot]: every x times the memory before the chunk
+    z: int  # [n, slot]; this and the next three lie side by side
     gate: int  # [n, slot]: sigmoid of z
     u: int  # [n, slot]
     written: int  # [n, slot]: -g u, what is written along w
@@ -96,6 +99,7 @@ class Layout(NamedTuple):
     dims: int  # one vector over features, likewise
     width: int  # from one slot of a memory to the next
     memory: int  # one memory
+    kept: int  # how many numbers a replayed chunk keeps for its way back
     target: int  # [n, slot]
     forget: int  # [n]
     step: int  # [n]
@@ -107,6 +111,7 @@ class Layout(NamedTuple):
     read_gate: int  # [n, slot]
     read_scale: int  # [n]
     coefficients: int  # [2 n]
+    start: int  # [n, slot]: every w times the memory before the chunk
     scaled: int  # [2 n, slot]
     products: int  # [n, 2 n]: inner products of what was written with r, or with every zbar and read gradient
     rows: int  # [2 n, dim]: results over features
@@ -123,24 +128,24 @@ class Layout(NamedTuple):
 
 
 @register_jitable
-def make_pass(at, slots, dims):
-    """Return where one pass keeps its data, from ``at`` on."""
+def make_pass(at, kept, slots, dims):
+    """Return where one pass keeps its data: from ``at`` on, but z to written from ``kept`` on."""
     n = CHUNK
-    z = at + 2 * n * dims + 2 * n * slots
+    start = at + 2 * n * dims
     return Pass(
         rows=at,
-        start=at + 2 * n * dims,
-        z=z,
-        gate=z + n * slots,
-        u=z + 2 * n * slots,
-        written=z + 3 * n * slots,
-        reads=z + 4 * n * slots,
-        gram=z + 5 * n * slots,
+        start=start,
+        z=kept,
+        gate=kept + n * slots,
+        u=kept + 2 * n * slots,
+        written=kept + 3 * n * slots,
+        reads=start + n * slots,
+        gram=start + 2 * n * slots,
     )
 
 
-def make_layout(num_slots, dim):
-    """Return where everything lies for memories of this size."""
+def make_layout(num_slots, dim, kept):
+    """Return where everything lies for memories of this size; what is kept of a chunk at ``kept`` unless negative."""
     slots, dims = (num_slots + 3) // 4 * 4 * WIDTH, (dim + 3) // 4 * 4 * WIDTH
     # Two vectors more than there are features, lest all slots' data fall into the same few cache lines.
     width = dims + 2 * WIDTH
@@ -148,12 +153,15 @@ def make_layout(num_slots, dim):
     at = n * slots  # the target comes first
     forget, step, decay, decays = at, at + n * WIDTH, at + 2 * n * WIDTH, at + (3 * n + 1) * WIDTH
     at = decays + n * n * WIDTH
-    size = 2 * n * dims + 7 * n * slots + 2 * n * n * WIDTH
-    key = make_pass(at, slots, dims)
-    value = make_pass(at + size, slots, dims)
-    r = at + 2 * size
+    size = 2 * n * dims + 2 * n * slots + 2 * n * n * WIDTH
+    r = at + 2 * size + 8 * n * slots
+    if kept < 0:
+        kept = at + 2 * size
+    key = make_pass(at, kept, slots, dims)
+    value = make_pass(at + size, kept + 4 * n * slots, slots, dims)
     read_scale = r + 2 * n * slots
-    scaled = read_scale + 3 * n * WIDTH
+    start = read_scale + 3 * n * WIDTH
+    scaled = start + n * slots
     products = scaled + 2 * n * slots
     rows = products + 2 * n * n * WIDTH
     work = rows + 2 * n * dims
@@ -168,6 +176,7 @@ def make_layout(num_slots, dim):
         dims=dims,
         width=width,
         memory=slots // WIDTH * width,
+        kept=8 * n * slots,
         target=0,
         forget=forget,
         step=step,
@@ -179,6 +188,7 @@ def make_layout(num_slots, dim):
         read_gate=r + n * slots,
         read_scale=read_scale,
         coefficients=read_scale + n * WIDTH,
+        start=start,
         scaled=scaled,
         products=products,
         rows=rows,
@@ -197,24 +207,25 @@ def make_layout(num_slots, dim):
 
 def forward_scratch_size(num_slots: int, dim: int) -> int:
     """Return how many numbers a thread needs in the forward pass: its work and both memories of eight rows."""
-    layout = make_layout(num_slots, dim)
+    layout = make_layout(num_slots, dim, -1)
     return layout.states + 2 * layout.memory
 
 
 def backward_scratch_size(num_slots: int, dim: int, num_tokens: int, segment: int) -> int:
     """Return how many numbers a thread needs in the backward pass.
 
-    Beside its work both memories' gradients, and the memories at the start of every segment and of every chunk of one
-    segment, a segment being so many chunks.
+    Beside its work both memories' gradients, the memories at the start of every segment, and of every chunk of one
+    segment, which is so many chunks, the memories at its start and what is kept of it.
     """
-    layout = make_layout(num_slots, dim)
+    layout = make_layout(num_slots, dim, -1)
     num_segments = -(-num_chunks(num_tokens) // segment)
-    return layout.states + 2 * layout.memory * (1 + num_segments + segment)
+    return layout.states + 2 * layout.memory * (1 + num_segments + segment) + layout.kept * segment
 
 
-def states_size(num_slots: int, dim: int) -> int:
-    """Return how many numbers both memories of eight rows are, with their padding."""
-    return 2 * make_layout(num_slots, dim).memory
+def chunk_size(num_slots: int, dim: int) -> int:
+    """Return how many numbers the backward pass holds per chunk of eight rows: both memories and what is kept."""
+    layout = make_layout(num_slots, dim, -1)
+    return 2 * layout.memory + layout.kept
 
 
 def num_chunks(num_tokens: int) -> int:
@@ -578,18 +589,14 @@ def inner(scratch, matrix, i, j):
 
 
 @function
-def run_pass(scratch, layout, part, memory, n, num_reads, sizes, epsilon):
-    """Compute z and u of every token of a chunk and, where reads are wanted, the products of x with the memory.
-
-    A negative ``memory`` stands for zero.
-    """
+def run_writes(scratch, layout, part, memory, n, sizes, epsilon):
+    """Compute z and u of every token of a chunk, one after the other. A negative ``memory`` stands for zero."""
     num_slots, dim, slots = load_one(sizes, NUM_SLOTS), load_one(sizes, DIM), layout.slots
-    num_rows = n + num_reads
     if memory >= 0:
-        multiply(scratch, part.start, part.rows, num_rows, memory, layout, num_slots, dim)
+        multiply(scratch, layout.start, part.rows, n, memory, layout, num_slots, dim)
     else:
-        fill_zero(scratch, part.start, num_rows * slots)
-    inner_products(scratch, part.gram, part.rows, n, part.rows, num_rows, layout.dims, dim)
+        fill_zero(scratch, layout.start, n * slots)
+    inner_products(scratch, part.gram, part.rows, n, part.rows, n, layout.dims, dim)
     size, per_slot, coefficients = num_slots * WIDTH, 1.0 / num_slots, layout.coefficients
     for t in range(n):
         z, u = part.z + t * slots, part.u + t * slots
@@ -597,7 +604,7 @@ def run_pass(scratch, layout, part, memory, n, num_reads, sizes, epsilon):
             x = decay_between(scratch, layout, i, t - 1) * inner(scratch, part.gram, i, t)
             store(scratch, coefficients + i * WIDTH, x)
         decay = load(scratch, layout.decay + t * WIDTH)
-        combine(scratch, z, part.start + t * slots, decay, coefficients, LANES, part.written, slots, t, slots)
+        combine(scratch, z, layout.start + t * slots, decay, coefficients, LANES, part.written, slots, t, slots)
         write_gradient(
             scratch,
             z,
@@ -613,13 +620,25 @@ def run_pass(scratch, layout, part, memory, n, num_reads, sizes, epsilon):
         step = load(scratch, layout.step + t * WIDTH) * -1.0
         for j in range(t * slots, t * slots + size, WIDTH):
             store(scratch, part.written + j, load(scratch, part.u + j) * step)
-        if num_reads > 0:
-            for i in range(t + 1):
-                x = decay_between(scratch, layout, i, t) * inner(scratch, part.gram, i, n + t)
-                store(scratch, coefficients + i * WIDTH, x)
-            decay = load(scratch, layout.decay + (t + 1) * WIDTH)
-            start, to = part.start + (n + t) * slots, part.reads + t * slots
-            combine(scratch, to, start, decay, coefficients, LANES, part.written, slots, t + 1, slots)
+
+
+@function
+def run_reads(scratch, layout, part, memory, n, sizes):
+    """Compute the products of every x with the memory after its token's write; ``run_writes`` has been."""
+    num_slots, dim, slots = load_one(sizes, NUM_SLOTS), load_one(sizes, DIM), layout.slots
+    reads = part.rows + n * layout.dims
+    if memory >= 0:
+        multiply(scratch, part.start, reads, n, memory, layout, num_slots, dim)
+    else:
+        fill_zero(scratch, part.start, n * slots)
+    inner_products(scratch, part.gram + n * WIDTH, part.rows, n, reads, n, layout.dims, dim)
+    for t in range(n):
+        for i in range(t + 1):
+            x = decay_between(scratch, layout, i, t) * inner(scratch, part.gram, i, n + t)
+            store(scratch, layout.coefficients + i * WIDTH, x)
+        decay, at = load(scratch, layout.decay + (t + 1) * WIDTH), t * slots
+        to, start = part.reads + at, part.start + at
+        combine(scratch, to, start, decay, layout.coefficients, LANES, part.written, slots, t + 1, slots)
 
 
 @function
@@ -674,7 +693,7 @@ def forward_rows(sizes, addresses, strides, places, epsilon, scratch, first_row,
     places, scratch = pointer(places), pointer(scratch)
     num_tokens, num_slots, dim = load_one(sizes, NUM_TOKENS), load_one(sizes, NUM_SLOTS), load_one(sizes, DIM)
     num_heads = load_one(sizes, NUM_HEADS)
-    layout = _make_layout(num_slots, dim)
+    layout = _make_layout(num_slots, dim, NONE)
     key_memory, value_memory = layout.states, layout.states + layout.memory
     for row in range(first_row, last_row, WIDTH):
         num_rows = min(WIDTH, last_row - row)
@@ -687,9 +706,10 @@ def forward_rows(sizes, addresses, strides, places, epsilon, scratch, first_row,
         for first in range(0, num_tokens, CHUNK):
             n = min(CHUNK, num_tokens - first)
             load_chunk(scratch, layout, addresses, places, strides, sizes, first, n, ONE)
-            run_pass(scratch, layout, layout.key, key, n, n, sizes, epsilon)
+            run_writes(scratch, layout, layout.key, key, n, sizes, epsilon)
+            run_reads(scratch, layout, layout.key, key, n, sizes)
             read_chunk(scratch, layout, n, sizes)
-            run_pass(scratch, layout, layout.value, value, n, ZERO, sizes, epsilon)
+            run_writes(scratch, layout, layout.value, value, n, sizes, epsilon)
             output_chunk(scratch, layout, value, n, sizes)
             for t in range(n):
                 source, shift = layout.rows + t * layout.dims, (first + t) * num_heads * dim
@@ -739,25 +759,27 @@ def pull_back(scratch, layout, part, memory, gradient, n, with_read_gradient, si
         multiply_transposed(scratch, layout.sz, layout.pull, num_rows, memory, layout, num_slots, dim)
     else:
         fill_zero(scratch, layout.sz, num_rows * dims)
-    row_stride = 2 * CHUNK * WIDTH
+    row_stride, size = 2 * CHUNK * LANES, dim * WIDTH
     for t in range(n):
         row, column = layout.rows + t * dims, layout.products + t * WIDTH
         own = layout.products + t * row_stride
         store(scratch, layout.coefficients, decay_between(scratch, layout, t, last))
         decay = load(scratch, layout.decay + t * WIDTH)
+        through = inner_product(scratch, part.rows + t * dims, layout.sz + t * dims, size)
+        add_flow(scratch, layout, ZERO, t, decay * through)
         combine(
-            scratch, row, layout.sz + t * dims, decay, layout.coefficients, LANES, layout.gs + t * dims, ZERO, ONE, dims
+            scratch, row, layout.sz + t * dims, decay, layout.coefficients, LANES, layout.gs + t * dims, ZERO, ONE, size
         )
         one = zero(scratch) + 1.0
-        combine(scratch, row, row, one, column, row_stride, part.rows, dims, t, dims)
+        combine(scratch, row, row, one, column, row_stride, part.rows, dims, t, size)
         later = part.rows + (t + 1) * dims
-        combine(scratch, row, row, one, own + (t + 1) * WIDTH, LANES, later, dims, last - t, dims)
+        combine(scratch, row, row, one, own + (t + 1) * WIDTH, LANES, later, dims, last - t, size)
         reads = part.rows + (n + t) * dims
-        combine(scratch, row, row, one, own + (n + t) * WIDTH, LANES, reads, dims, n - t, dims)
+        combine(scratch, row, row, one, own + (n + t) * WIDTH, LANES, reads, dims, n - t, size)
         if with_read_gradient:
             decay = load(scratch, layout.decay + (t + 1) * WIDTH)
             to, start, column = row + n * dims, layout.sz + (n + t) * dims, column + n * WIDTH
-            combine(scratch, to, start, decay, column, row_stride, part.rows, dims, t + 1, dims)
+            combine(scratch, to, start, decay, column, row_stride, part.rows, dims, t + 1, size)
 
 
 @inline
@@ -806,13 +828,9 @@ def pull_back_token(scratch, layout, part, memory, n, t, sizes, epsilon):
     if load_one(sizes, SECOND_ORDER) == 0:
         fill_zero(scratch, zbar, size)
     if memory >= 0:
-        before, after = layout.decay + t * WIDTH, layout.decay + (t + 1) * WIDTH
-        start, reads = part.start + t * slots, part.start + (n + t) * slots
-        add_flow(scratch, layout, ZERO, t, load(scratch, before) * inner_product(scratch, zbar, start, size))
-        read_gradient = layout.pull + (n + t) * slots
-        add_flow(
-            scratch, layout, ZERO, t + 1, load(scratch, after) * inner_product(scratch, read_gradient, reads, size)
-        )
+        decay, read_gradient = load(scratch, layout.decay + (t + 1) * WIDTH), layout.pull + (n + t) * slots
+        through = inner_product(scratch, read_gradient, part.start + t * slots, size)
+        add_flow(scratch, layout, ZERO, t + 1, decay * through)
 
 
 @function
@@ -887,18 +905,29 @@ def backward_chunk(
     has_value,
     first,
     n,
+    is_kept,
     wants_states,
     num_rows,
 ):
-    """Compute the gradients of a chunk's tokens and, if wanted, carry those of both memories to before it."""
+    """Compute the gradients of a chunk's tokens and, if wanted, carry those of both memories to before it.
+
+    Of a chunk that ``is_kept``, its replay has left the writes.
+    """
     num_slots, dim, slots, dims = load_one(sizes, NUM_SLOTS), load_one(sizes, DIM), layout.slots, layout.dims
     load_chunk(scratch, layout, addresses, places, strides, sizes, first, n, ONE)
     for t in range(n):
         to = layout.value.rows + (n + t) * dims
         load_token(scratch, to, addresses, places, strides, OUTPUT, first + t, dim)
-    run_pass(scratch, layout, layout.key, key, n, n, sizes, epsilon)
+    if is_kept:
+        rows, value_rows = layout.key.rows, layout.value.rows
+        inner_products(scratch, layout.key.gram, rows, n, rows, n, dims, dim)
+        inner_products(scratch, layout.value.gram, value_rows, n, value_rows, n, dims, dim)
+    else:
+        run_writes(scratch, layout, layout.key, key, n, sizes, epsilon)
+        run_writes(scratch, layout, layout.value, value, n, sizes, epsilon)
+    run_reads(scratch, layout, layout.key, key, n, sizes)
     read_chunk(scratch, layout, n, sizes)
-    run_pass(scratch, layout, layout.value, value, n, n, sizes, epsilon)
+    run_reads(scratch, layout, layout.value, value, n, sizes)
     fill_zero(scratch, layout.target_gradient, n * slots)
     fill_zero(scratch, layout.step_gradient, n * WIDTH)
     fill_zero(scratch, layout.flows, (CHUNK + 1) * (CHUNK + 1) * WIDTH)
@@ -942,11 +971,14 @@ def backward_chunk(
 
 @function
 def replay(scratch, layout, addresses, places, strides, sizes, epsilon, key, value, key_to, value_to, first):
-    """Run the writes of one whole chunk from one pair of memories to another; negative ones stand for zero."""
+    """Run the writes of one whole chunk from one pair of memories to another; negative ones stand for zero.
+
+    What the way back needs of them stays where ``layout`` keeps it.
+    """
     load_chunk(scratch, layout, addresses, places, strides, sizes, first, WHOLE, ZERO)
-    run_pass(scratch, layout, layout.key, key, WHOLE, ZERO, sizes, epsilon)
+    run_writes(scratch, layout, layout.key, key, WHOLE, sizes, epsilon)
     write_chunk(scratch, layout, layout.key, key, key_to, WHOLE, sizes)
-    run_pass(scratch, layout, layout.value, value, WHOLE, ZERO, sizes, epsilon)
+    run_writes(scratch, layout, layout.value, value, WHOLE, sizes, epsilon)
     write_chunk(scratch, layout, layout.value, value, value_to, WHOLE, sizes)
 
 
@@ -955,11 +987,12 @@ def backward_rows(sizes, addresses, strides, places, epsilon, scratch, first_row
     places, scratch = pointer(places), pointer(scratch)
     num_tokens, num_slots, dim = load_one(sizes, NUM_TOKENS), load_one(sizes, NUM_SLOTS), load_one(sizes, DIM)
     segment, wants_states = load_one(sizes, SEGMENT), load_one(sizes, WITH_STATE_GRADIENTS) != 0
-    layout = _make_layout(num_slots, dim)
+    layout = _make_layout(num_slots, dim, NONE)
     width, pair = layout.width, 2 * layout.memory
     gradients, checkpoints = layout.states, layout.states + pair
     chunks = _num_chunks(num_tokens)
     num_segments = (chunks + segment - 1) // segment
+    kept = checkpoints + pair * (num_segments + segment)
     for row in range(first_row, last_row, WIDTH):
         num_rows = min(WIDTH, last_row - row)
         find_rows(places, sizes, strides, row, last_row)
@@ -987,12 +1020,13 @@ def backward_rows(sizes, addresses, strides, places, epsilon, scratch, first_row
                 key = source if begin + c > 0 or has_key else NONE
                 value = source + layout.memory if begin + c > 0 or has_value else NONE
                 at, to_value = (begin + c) * CHUNK, to + layout.memory
-                replay(scratch, layout, addresses, places, strides, sizes, epsilon, key, value, to, to_value, at)
+                own = _make_layout(num_slots, dim, kept + c * layout.kept)
+                replay(scratch, own, addresses, places, strides, sizes, epsilon, key, value, to, to_value, at)
             for c in range(count - 1, -1, -1):
                 source, first = base + c * pair, (begin + c) * CHUNK
                 backward_chunk(
                     scratch,
-                    layout,
+                    _make_layout(num_slots, dim, kept + c * layout.kept),
                     addresses,
                     places,
                     strides,
@@ -1005,6 +1039,7 @@ def backward_rows(sizes, addresses, strides, places, epsilon, scratch, first_row
                     has_value_gradient,
                     first,
                     min(CHUNK, num_tokens - first),
+                    c < count - 1,
                     wants_states or begin + c > 0,
                     num_rows,
                 )

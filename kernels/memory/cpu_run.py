@@ -26,9 +26,9 @@ logger = logging.getLogger(__name__)
 Kernel = Callable[..., None]
 Work = Callable[[int, int], None]
 
-# What the states of eight rows may take in the backward pass before they are recomputed in segments: a thread's share
+# What the chunks of eight rows may take in the backward pass before they are recomputed in segments: a thread's share
 # of the last cache.
-_STATES_BYTES = 4 << 20
+_CHUNKS_BYTES = 4 << 20
 # Below this many multiplications and additions another thread costs more than it saves.
 _LEAST_WORK_PER_THREAD = 200_000
 # Inputs and output come first among a kernel's tensors; with the states before and after, these have strides.
@@ -77,8 +77,8 @@ def run_backward(
     """Compute all gradients into the tensors given; those of the states only if these are not empty."""
     kernels = sequence_kernels(output_gradient.dtype)
     num_tokens, num_heads, num_slots, dim = sizes = _sizes(tokens)
-    states_bytes = kernels.states_size(num_slots, dim) * output_gradient.itemsize
-    segment = segment_length(kernels.num_chunks(num_tokens), states_bytes)
+    chunk_bytes = kernels.chunk_size(num_slots, dim) * output_gradient.itemsize
+    segment = segment_length(kernels.num_chunks(num_tokens), chunk_bytes)
     inputs, strides = _strided([*tokens, output_gradient, *states, *final_gradients])
     _run_sequences(
         kernels.backward,
@@ -117,7 +117,7 @@ class SequenceKernels(NamedTuple):
     backward: Kernel
     forward_scratch_size: Callable[[int, int], int]
     backward_scratch_size: Callable[[int, int, int, int], int]
-    states_size: Callable[[int, int], int]
+    chunk_size: Callable[[int, int], int]
     num_chunks: Callable[[int], int]
     num_places: int
 
@@ -151,7 +151,7 @@ def _build_sequence_kernels(dtype: torch.dtype) -> SequenceKernels:
         backward,
         cpu_kernel.forward_scratch_size,
         cpu_kernel.backward_scratch_size,
-        cpu_kernel.states_size,
+        cpu_kernel.chunk_size,
         cpu_kernel.num_chunks,
         cpu_kernel.NUM_PLACES,
     )
@@ -186,12 +186,12 @@ def _sizes(tokens: Sequence[Tensor]) -> tuple[int, int, int, int]:
     return num_tokens, num_heads, num_slots, tokens[0].shape[-1]
 
 
-def segment_length(num_chunks: int, states_bytes: int) -> int:
-    """Return how many chunks' first states are kept at once: all if they fit, else what keeps their number small.
+def segment_length(num_chunks: int, chunk_bytes: int) -> int:
+    """Return how many chunks' states and writes are kept at once: all if they fit, else what keeps their number small.
 
     With segments of s chunks, n / s states at the segments' starts and s within one are held: least at the root of n.
     """
-    return num_chunks if num_chunks * states_bytes <= _STATES_BYTES else max(1, math.isqrt(num_chunks))
+    return num_chunks if num_chunks * chunk_bytes <= _CHUNKS_BYTES else max(1, math.isqrt(num_chunks))
 
 
 def _strided(tensors: Sequence[Tensor]) -> tuple[list[Tensor], list[tuple[int, ...]]]:

@@ -29,6 +29,9 @@ from trellis_ts.kernels.memory.cpu_vectors import (
     zero,
 )
 
+# As in cpu_kernel.py: a digest of the files imported here, because Numba's cache does not look at them.
+IMPORTED = "6e777dc371a73ff6"
+
 # A problem: its numbers, and the addresses of its tensors, all contiguous; cpu_run.py writes it.
 NUM_SLOTS, DIM, WRITE, READ = range(4)
 QUERY, KEY, VALUE, TARGET, LOG_FORGET, STEP, KEY_STATE, VALUE_STATE, OUTPUT, KEY_FINAL, VALUE_FINAL = range(4, 15)
