@@ -44,6 +44,9 @@ MEMORY_CONTEXTS = ((1, (100, 256, 1_000, 10_000, 100_000, 1_000_000)), (10_000, 
 ATTENTION_CONTEXTS = ((1, (64, 256, 1_024, 4_096, 16_384)), (10_000, (64, 256, 1_024)))
 PEAK_SHAPES = (*SHAPES, (16, 16_384, 32))
 SEED = 0
+# Seconds between contestants: PyTorch's own threads keep a core busy for a while after their work is done, and would
+# take it from whoever comes next.
+PAUSE = 0.02
 
 
 def tokens(rows: int, time_steps: int, dim: int) -> dict[str, Tensor]:
@@ -92,6 +95,7 @@ def measure_shape(shape: tuple[int, int, int], repeats: int) -> dict[str, Any]:
     for repeat in range(repeats):
         for name, run in contestants.items():
             if name != "reference" or repeat < 3:
+                time.sleep(PAUSE)
                 times[name].append(run())
     result: dict[str, Any] = {"rows": rows, "tokens": time_steps, "slots": dim, "dim": dim}
     for name, pairs in times.items():
