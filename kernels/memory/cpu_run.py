@@ -35,6 +35,8 @@ _LEAST_WORK_PER_THREAD = 200_000
 _NUM_TOKEN_TENSORS, _NUM_STRIDED = 7, 11
 # Blocks of rows per thread: a thread that is held up leaves its blocks to the others.
 _BLOCKS_PER_THREAD = 4
+# Scratch a thread may keep for its next call.
+_MOST_KEPT_BYTES = 16 << 20
 # Rows side by side in the vectors of the kernels over sequences.
 _LANES = 8
 
@@ -222,7 +224,7 @@ def _run_sequences(
     table[: len(strides)] = strides
 
     def worker() -> Work:
-        scratch, places = _aligned_zeros(scratch_size, dtype), np.empty(num_places, dtype=np.int64)
+        scratch, places = _scratch(scratch_size, dtype), np.empty(num_places, dtype=np.int64)
         return lambda first, last: kernel(integers, addresses, table, places, epsilon, scratch, first, last)
 
     _over_rows(worker, num_rows=num_rows, work_per_row=work_per_row, rows_at_once=_LANES)
@@ -265,9 +267,22 @@ def _pool(process: int, num_workers: int) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(num_workers, thread_name_prefix="trellis-memory")
 
 
-def _aligned_zeros(count: int, dtype: torch.dtype) -> Any:
-    """Return zeros that start at a multiple of 64 bytes, so that no vector straddles two cache lines."""
-    num_bytes = count * dtype.itemsize
-    memory = np.zeros(num_bytes + 64, dtype=np.uint8)
+class _Kept(threading.local):
+    """What each thread keeps from call to call: fresh memory costs a page fault every 4 KiB."""
+
+    memory: Any = np.empty(0, dtype=np.uint8)
+
+
+_kept = _Kept()
+
+
+def _scratch(count: int, dtype: torch.dtype) -> Any:
+    """Return uninitialised numbers from a multiple of 64 bytes on, so that no vector straddles two cache lines."""
+    num_bytes = count * dtype.itemsize + 64
+    memory = _kept.memory
+    if len(memory) < num_bytes:
+        memory = np.empty(num_bytes, dtype=np.uint8)
+        if num_bytes <= _MOST_KEPT_BYTES:
+            _kept.memory = memory
     start = -memory.ctypes.data % 64
-    return memory[start : start + num_bytes].view(np.float32 if dtype == torch.float32 else np.float64)
+    return memory[start : start + num_bytes - 64].view(_NUMPY_DTYPES[dtype])

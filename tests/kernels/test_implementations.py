@@ -14,6 +14,7 @@ from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import numpy
 import pytest
 import torch
 
@@ -431,6 +432,16 @@ print((after - before) / 1024 - (9 * 32 + 4) * 4 * 16384 * 4 / 2**20)
 def test_memory_beyond_inputs_outputs_and_gradients_is_bounded():
     done = subprocess.run([sys.executable, "-c", MEMORY_PROGRAM], capture_output=True, text=True, check=True)
     assert float(done.stdout) < 64
+
+
+def test_nothing_in_scratch_is_read_before_it_is_written(compare, monkeypatch):
+    def poisoned_scratch(count, dtype):
+        return numpy.full(count, numpy.nan, dtype=str(dtype).removeprefix("torch."))
+
+    monkeypatch.setattr(cpu_run, "_scratch", poisoned_scratch)
+    case = {"dtype": torch.float64, "read_activation": "ln_silu", "second_order": True, "chunk_length": 1}
+    for write_activation in FACTORS["write_activation"]:
+        compare("cpu", {**case, "write_activation": write_activation, "time": 23, "slot": 9, "dim": 5})
 
 
 def test_the_scratch_of_a_thread_grows_with_the_root_of_the_length():
