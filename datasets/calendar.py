@@ -150,6 +150,18 @@ def step_numbers(time: Stamps, freq: str, timezone: str | None = None) -> Whole:
     return numbers // step.length
 
 
+def snap(time: Stamps, freq: str, timezone: str | None = None) -> Stamps:
+    """The stamp that stands for the step each stamp falls in: for hours the full hour before it, for days midnight, for
+    month ends the last day of its month, for business days the Monday after a weekend."""
+    step = _parse(freq)[1]
+    local = to_local(time, timezone)
+    if step.kind == "tick":
+        return _stamps_of(time.astype(np.int64) - local.astype(np.int64) % step.length)
+    first = int(_ordinals(_split_days(local)[0], step)[0].min()) if len(time) else 0
+    ordinals = _ordinals(_split_days(local)[0], step)[0]
+    return _stamps(first + (ordinals - first) // step.length * step.length, step, 0, timezone)
+
+
 def future_times(last: np.datetime64, freq: str, steps: int, timezone: str | None = None) -> Stamps:
     """The ``steps`` stamps after ``last``, which has to lie on the calendar.
 

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from trellis_ts.types import Covariate
+
     Stamps = NDArray[np.datetime64]
     Values = NDArray[np.float64]
     Mask = NDArray[np.bool_]
@@ -88,6 +90,13 @@ class Table:
         value = self.column(name)[index].as_py()
         return f"{self.source}, {self.row(index)}, column {name!r}: {shorten(str(value))}"
 
+    def take(self, rows: NDArray[np.int64]) -> Table:
+        """The same table with some of its rows, in the order given."""
+        chosen = pa.array(rows)
+        numbers = np.arange(len(self), dtype=np.int64) if self.rows is None else self.rows
+        columns = tuple(column.take(chosen) for column in self.columns)
+        return Table(self.source, self.names, columns, numbers[rows], self.decimal_comma, self.notes)
+
     def keep(self, mask: Mask, note: str) -> Table:
         """The same table with fewer rows."""
         chosen = pa.array(mask)
@@ -108,30 +117,83 @@ class Roles(NamedTuple):
     ids: tuple[str, ...]
     values: Values
     notes: tuple[str, ...]
+    keys: tuple[str, ...] = ()
+    """The columns that name the series together; ``id`` is their names joined by commas."""
+    key_values: tuple[tuple[str, ...], ...] = ()
+    """What they hold, for each of ``ids``."""
+    covariates: tuple[Covariate, ...] = ()
+    extras: Values | None = None
+    """``[row, covariate]``: numbers and positions among the categories, NaN where missing."""
 
 
 def find_roles(
-    table: Table, time: str | None, target: Sequence[str] | None, id: str | None, day_first: bool | None
+    table: Table,
+    time: str | None,
+    target: Sequence[str] | None,
+    id: str | None,
+    day_first: bool | None,
+    reserved: Sequence[str] = (),
 ) -> Roles:
     """Decide which column holds times, ids and channels, by name and by what the cells are, and convert them.
+
+    Columns in ``reserved`` have a role already.
 
     Raises:
         DataError: a column named is absent, a role has no column or several, or a cell cannot be converted.
     """
-    asked = [target] if isinstance(target, str) else list(target or ())
-    for option, name in (("--time", time), ("--id", id), *(("--target", name) for name in asked)):
-        _check_present(table, option, name)
-    given = [name for name in (time, id, *asked) if name is not None]
+    asked = split_names(table, "--target", [target] if isinstance(target, str) else target or ())
+    keys = () if id is None else split_names(table, "--id", [id])
+    if time is not None and time not in table.names:
+        raise _missing_column(table, "--time", time)
+    given = [name for name in (time, *keys, *asked, *reserved) if name is not None]
     if len(set(given)) < len(given):
         repeated = next(name for name in given if given.count(name) > 1)
         raise DataError(f"{table.source}: column {repeated!r} is named for two roles; give it one of them")
     time = time or _find_time(table, [name for name in table.names if name not in given])
     dates = _read_dates(table, time, day_first)
-    others = [name for name in table.names if name != time]
-    id = id or _find_id(table, [name for name in others if name not in asked], dates.stamps)
-    codes, ids = _read_ids(table, id)
-    channels, values, notes = _read_channels(table, [name for name in others if name != id], asked, id)
-    return Roles(time, id, channels, dates, codes, ids, values, (*dates.notes, *notes))
+    others = [name for name in table.names if name != time and name not in reserved]
+    if not keys and (found := _find_id(table, [name for name in others if name not in asked], dates.stamps)):
+        keys = (found,)
+    id = ",".join(keys) or None
+    codes, ids, key_values = _read_ids(table, keys)
+    channels, values, notes = _read_channels(table, [name for name in others if name not in keys], list(asked), id)
+    roles = Roles(time, id, channels, dates, codes, ids, values, (*dates.notes, *notes))
+    return roles._replace(keys=keys, key_values=key_values) if len(keys) > 1 else roles
+
+
+def stamp_roles(table: Table, time: str, keys: Sequence[str], day_first: bool | None) -> Roles:
+    """The times and series of a table in which nothing is to be forecast.
+
+    Raises:
+        DataError: one of the columns is absent, or a cell cannot be converted.
+    """
+    for option, name in (("--time", time), *(("--id", name) for name in keys)):
+        if name not in table.names:
+            raise _missing_column(table, option, name)
+    dates = _read_dates(table, time, day_first)
+    codes, ids, key_values = _read_ids(table, keys)
+    empty = np.empty((len(table), 0))
+    return Roles(time, ",".join(keys) or None, (), dates, codes, ids, empty, dates.notes, tuple(keys), key_values)
+
+
+def split_names(table: Table, option: str, given: Sequence[str]) -> tuple[str, ...]:
+    """Names of columns, of which one text may hold several: ``store,item``, unless a column is called so.
+
+    Raises:
+        MissingColumnError: there is no such column.
+    """
+    names: list[str] = []
+    for text in given:
+        parts = text.split(",")
+        while parts:
+            # The longest beginning that is a column's name, as names may hold commas themselves.
+            ends = (end for end in range(len(parts), 0, -1) if ",".join(parts[:end]).strip() in table.names)
+            end = next(ends, None)
+            if end is None:
+                raise _missing_column(table, option, parts[0].strip())
+            names.append(",".join(parts[:end]).strip())
+            parts = parts[end:]
+    return tuple(names)
 
 
 def shorten(text: str) -> str:
@@ -155,7 +217,7 @@ def nearest(name: str, known: Sequence[str]) -> str | None:
 def has_decimal_commas(columns: Iterable[Any]) -> bool:
     """Whether some text column holds numbers written with a comma, like 3,14."""
     for column in columns:
-        texts, missing = _texts(column)
+        texts, missing = cell_texts(column)
         texts = texts.filter(pa.array(~missing)).slice(0, 1000)
         fits = pc.match_substring_regex(texts, _COMMA_NUMBER).to_numpy(zero_copy_only=False)
         if len(fits) and fits.mean() >= 0.5 and pc.any(pc.match_substring_regex(texts, _DECIMAL_COMMA)).as_py():
@@ -163,26 +225,29 @@ def has_decimal_commas(columns: Iterable[Any]) -> bool:
     return False
 
 
-def read_numbers(table: Table, name: str, required: bool = False) -> Values | None:
+def read_numbers(
+    table: Table, name: str, required: bool = False, hint: str = "name other columns with --target"
+) -> Values | None:
     """A column as numbers, NaN where missing; None for a column of text.
 
     Args:
         table: The table.
         name: Which column.
         required: Refuse the first cell that is no number even where most are not, and read TRUE and FALSE as 1 and 0.
+        hint: What a refusal says that one can do beside mending the cell.
 
     Raises:
         DataError: a cell is no number although half of them are, or is infinite.
     """
     column = table.column(name)
     if pa.types.is_string(column.type):
-        values = _numbers_of_texts(table, name, required)
+        values = _numbers_of_texts(table, name, required, hint)
     elif pa.types.is_boolean(column.type) and not required:
         return None
     elif pa.types.is_integer(column.type) or pa.types.is_floating(column.type) or pa.types.is_boolean(column.type):
         values = pc.cast(column, pa.float64(), safe=False).to_numpy(zero_copy_only=False)
     elif required:
-        raise DataError(f"{table.source}: column {name!r} holds {column.type}, not numbers; name another with --target")
+        raise DataError(f"{table.source}: column {name!r} holds {column.type}, not numbers; {hint}")
     else:
         return None
     if values is None:
@@ -194,20 +259,20 @@ def read_numbers(table: Table, name: str, required: bool = False) -> Values | No
     return values
 
 
-def _texts(column: Any) -> tuple[Any, Mask]:
+def cell_texts(column: Any) -> tuple[Any, Mask]:
     """The cells of a text column without white space around them, and True where one is missing."""
     texts = pc.utf8_trim_whitespace(column)
     missing = pc.is_in(texts, value_set=pa.array([*MISSING, None], pa.string()))
     return texts, missing.to_numpy(zero_copy_only=False)
 
 
-def _numbers_of_texts(table: Table, name: str, required: bool) -> Values | None:
+def _numbers_of_texts(table: Table, name: str, required: bool, hint: str) -> Values | None:
     if not table.decimal_comma:
         try:
             return _floats(table.column(name))  # the usual case: complete, and nothing to be replaced
         except pa.ArrowInvalid:
             pass
-    texts, missing = _texts(table.column(name))
+    texts, missing = cell_texts(table.column(name))
     if missing.all():
         return np.full(len(texts), np.nan)
     texts = pc.if_else(pa.array(missing), None, texts)
@@ -224,7 +289,7 @@ def _numbers_of_texts(table: Table, name: str, required: bool) -> Values | None:
     if not required and (numeric & ~missing).sum() * 2 < (~missing).sum():
         return None
     where = table.cell(int(np.argmin(numeric)), name)
-    raise DataError(f"{where} is not a number; mend or empty the cell, or name other columns with --target")
+    raise DataError(f"{where} is not a number; mend or empty the cell, or {hint}")
 
 
 def _floats(texts: Any) -> Values:
@@ -232,12 +297,10 @@ def _floats(texts: Any) -> Values:
     return floats
 
 
-def _check_present(table: Table, option: str, name: str | None) -> None:
-    if name is None or name in table.names:
-        return
+def _missing_column(table: Table, option: str, name: str) -> MissingColumnError:
     near = nearest(name, table.names)
     hint = f"did you mean {near!r}? columns are" if near else f"name one with {option}:"
-    raise MissingColumnError(f"{table.source}: there is no column {name!r}; {hint} {quote(table.names)}")
+    return MissingColumnError(f"{table.source}: there is no column {name!r}; {hint} {quote(table.names)}")
 
 
 def _named_like(name: str, known: set[str]) -> bool:
@@ -253,7 +316,7 @@ def _could_be_dates(table: Table, name: str, numbers_too: bool) -> bool:
     elif not pa.types.is_string(column.type):
         return False
     sample = pa.concat_arrays([column.slice(0, 200), column.slice(max(len(column) - 50, 0))])
-    texts, missing = _texts(sample)
+    texts, missing = cell_texts(sample)
     return looks_like_dates(texts.filter(pa.array(~missing)), numbers_too)
 
 
@@ -286,7 +349,7 @@ def _read_dates(table: Table, name: str, day_first: bool | None) -> Dates:
     if pa.types.is_timestamp(column.type):
         missing = pc.is_null(column).to_numpy(zero_copy_only=False)
     elif pa.types.is_string(column.type) or pa.types.is_integer(column.type):
-        column, missing = _texts(pc.cast(column, pa.string()))
+        column, missing = cell_texts(pc.cast(column, pa.string()))
     else:
         raise DataError(f"{table.source}: column {name!r} holds {column.type}, not dates; {_TIME_HINT}")
     if missing.any():
@@ -356,7 +419,7 @@ def _kind(table: Table, name: str) -> str:
         return "integer"
     if not pa.types.is_string(column.type):
         return ""
-    texts, missing = _texts(column)
+    texts, missing = cell_texts(column)
     present = texts.filter(pa.array(~missing))
     if not len(present) or pc.all(pc.match_substring_regex(pc.utf8_lower(present), "^(?:true|false)$")).as_py():
         return ""
@@ -395,9 +458,34 @@ def _tells_apart(column: Any, stamp_codes: NDArray[np.int64], keep: Mask) -> boo
     return distinct * 2 <= len(codes) and len(np.unique(pairs)) == len(codes)
 
 
-def _read_ids(table: Table, name: str | None) -> tuple[NDArray[np.int64], tuple[str, ...]]:
-    if name is None:
-        return np.zeros(len(table), dtype=np.int64), ("",)
+def _read_ids(
+    table: Table, names: Sequence[str]
+) -> tuple[NDArray[np.int64], tuple[str, ...], tuple[tuple[str, ...], ...]]:
+    """The series each row belongs to, the names of the series, and what each column holds for them."""
+    if not names:
+        return np.zeros(len(table), dtype=np.int64), ("",), ()
+    columns = [_id_texts(table, name) for name in names]
+    if len(columns) == 1:
+        return _codes(columns[0]), tuple(pc.unique(columns[0]).to_pylist()), ()
+    combined = np.zeros(len(table), dtype=np.int64)
+    for column in columns:
+        codes = _codes(column)
+        combined = np.unique(combined * (int(codes.max()) + 1) + codes, return_inverse=True)[1].astype(np.int64)
+    _, first, codes = np.unique(combined, return_index=True, return_inverse=True)
+    order = np.argsort(first)  # series in the order of their first rows
+    rank = np.empty_like(order)
+    rank[order] = np.arange(len(order))
+    parts = [column.take(pa.array(first[order])).to_pylist() for column in columns]
+    key_values = tuple(zip(*parts, strict=True))
+    return rank[codes], tuple(join_key(values) for values in key_values), key_values
+
+
+def join_key(values: Sequence[str]) -> str:
+    """One name for a series that several columns name; no two series share it."""
+    return "/".join(value.replace("\\", "\\\\").replace("/", "\\/") for value in values)
+
+
+def _id_texts(table: Table, name: str) -> Any:
     column = table.column(name)
     if not pa.types.is_string(column.type):
         column = pc.cast(column, pa.string())
@@ -406,7 +494,7 @@ def _read_ids(table: Table, name: str | None) -> tuple[NDArray[np.int64], tuple[
     if missing.any():
         where = f"{table.source}, {table.row(int(np.argmax(missing)))}, column {name!r}"
         raise DataError(f"{where}: the name of the series is missing; fill it in or remove the row")
-    return _codes(column), tuple(pc.unique(column).to_pylist())
+    return column
 
 
 def _counts_rows(name: str, values: Values | None) -> bool:

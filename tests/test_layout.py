@@ -16,12 +16,14 @@ ROOT = Path(__file__).parents[1]
 # rank it needs; the order is that of a datum's way from the table to the command line.
 RANKS = [
     {"errors"},
-    {"types", "config", "files", "devices"},
+    {"types", "files", "devices"},
+    {"config"},
     {"kernels", "datasets", "configs"},
-    {"losses", "metrics", "scaling", "patching", "heads", "significance"},
+    {"losses", "metrics", "scaling", "patching", "heads", "significance", "covariates"},
     {"layers"},
     {"model"},
-    {"lightning", "checkpoints", "baselines", "scores", "sizing", "statistical"},
+    {"lightning", "baselines", "scores", "sizing", "statistical"},
+    {"checkpoints"},
     {"evaluation", "plots"},
     {"training", "forecaster"},
     {"integrations", "commands"},

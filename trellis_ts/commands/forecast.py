@@ -32,7 +32,7 @@ def parser() -> Parser:
     """The command's options."""
     options = Parser(
         "forecast",
-        "MODEL DATA [-o forecast.csv] [--plot forecast.png] ...",
+        "MODEL DATA [--future FILE] [-o forecast.csv] [--plot forecast.png] ...",
         "Forecasts what follows the last rows of DATA: one row per series (per channel of a wide table) and future "
         "stamp, with the forecast and its quantiles.",
     )
@@ -46,6 +46,12 @@ def parser() -> Parser:
         type=str,
         metavar="FILE",
         help="table to write (.csv, .csv.gz, .parquet); else CSV to standard output",
+    )
+    options.add_argument(
+        "--future",
+        type=str,
+        metavar="FILE",
+        help="table with the known covariates over the horizon; else rows of DATA after the last value of the target",
     )
     options.add_argument("--plot", type=str, metavar="FILE", help="picture to draw (.png, .pdf, .svg, .jpg)")
     options.add_argument(
@@ -79,21 +85,20 @@ def run(arguments: list[str]) -> None:
 def forecast(terminal: Terminal, values: Namespace, output: Path | None, plot: Path | None) -> None:
     """Forecasts, then writes the table and the picture."""
     from trellis_ts.commands.loading import load_forecaster, read_for
-    from trellis_ts.forecaster import forecast_frame
+    from trellis_ts.forecaster import forecast_frame, free_name
 
     forecaster = load_forecaster(values.model, values.device)
     panel = forecaster.check(read_for(terminal, forecaster, values))
     _check_horizon(panel, values.prediction_length)
+    if values.future is not None:
+        panel = _with_future(terminal, forecaster, panel, values)
     result = forecaster.forecast(panel, prediction_length=values.prediction_length)
     _note_doubts(terminal, forecaster, panel, result)
     data = forecaster.checkpoint.experiment.data
-    id_name, time_name = values.id or data.id or "unique_id", values.time or data.time or "ds"
+    named = values.id or data.id
+    time_name = values.time or data.time or free_name("ds", panel.columns.keys or (named or "",))
+    id_name = named or free_name("unique_id", [time_name])
     frame = forecast_frame(panel, result, id_name=id_name, time_name=time_name)
-    if len(set(frame.columns)) < _num_columns(panel, result):
-        raise ConfigError(
-            f"the columns {id_name!r} and {time_name!r} collide with others of the forecast "
-            f"({', '.join(map(str, frame.columns))}); rename them in DATA"
-        )
     text = _with_stamps_as_text(frame, panel, time_name)
     with ExitStack() as files:  # both files are whole before either is put in place
         if output is not None:
@@ -104,6 +109,22 @@ def forecast(terminal: Terminal, values: Namespace, output: Path | None, plot: P
     _say(terminal, text, panel, output, plot)
 
 
+def _with_future(terminal: Terminal, forecaster: Forecaster, panel: Panel, values: Namespace) -> Panel:
+    """The panel with the known covariates of ``--future``."""
+    from trellis_ts.datasets.covariates import unseen_categories
+    from trellis_ts.datasets.readers import add_future
+
+    record, settings = forecaster.checkpoint.data, forecaster.checkpoint.experiment.data
+    before = unseen_categories(panel, record.covariates)
+    steps = values.prediction_length or forecaster.prediction_length
+    day_first = settings.day_first if values.day_first is None else values.day_first
+    panel = add_future(panel, values.future, steps, day_first=day_first)
+    for line in unseen_categories(panel, record.covariates):
+        if line not in before:
+            terminal.note(f"note: {values.future}: {line}")
+    return panel
+
+
 def _check_horizon(panel: Panel, prediction_length: int | None) -> None:
     """Refuses what would be computed for hours and then not be given a date."""
     from trellis_ts.datasets import calendar
@@ -112,11 +133,6 @@ def _check_horizon(panel: Panel, prediction_length: int | None) -> None:
         raise ConfigError(f"prediction_length={prediction_length} must lie between 1 and {_LONGEST_HORIZON}")
     for series in panel.series:
         calendar.future_times(series.time[-1], panel.freq, max(1, prediction_length or 1), panel.timezone)
-
-
-def _num_columns(panel: Panel, result: Forecast) -> int:
-    has_channel = not panel.is_wide and panel.num_channels > 1
-    return 3 + has_channel + (0 if result.quantiles is None else len(result.quantile_levels))
 
 
 def _say(terminal: Terminal, text: pd.DataFrame, panel: Panel, output: Path | None, plot: Path | None) -> None:
