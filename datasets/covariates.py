@@ -134,7 +134,9 @@ def with_future(panel: Panel, table: Table, roles: Roles, steps: int) -> Panel:
         DataError: a series or a stamp is missing there, or a stamp occurs twice with different values.
     """
     if (panel.timezone is None) != (roles.dates.timezone is None):
-        have, lack = ("the history has", "they have") if panel.timezone is not None else ("they have", "the history has")
+        have, lack = (
+            ("the history has", "they have") if panel.timezone is not None else ("they have", "the history has")
+        )
         raise DataError(f"{table.source}: {have} a time zone and {lack} none; write the times as in the history")
     assert roles.extras is not None
     there = {each.name: (each, roles.extras[:, column]) for column, each in enumerate(roles.covariates)}
@@ -170,7 +172,12 @@ def _merge(covariate: Covariate, other: Covariate, values: Values, source: str) 
 
 
 def _rows_at(
-    panel: Panel, series: Series, table: Table, stamps: NDArray[np.datetime64], rows: Values, future: NDArray[np.datetime64]
+    panel: Panel,
+    series: Series,
+    table: Table,
+    stamps: NDArray[np.datetime64],
+    rows: Values,
+    future: NDArray[np.datetime64],
 ) -> Values:
     """The rows of one series at the given stamps, which all have to be there."""
     order = np.argsort(stamps, kind="stable")
@@ -179,7 +186,9 @@ def _rows_at(
     differ = same & ~((rows[1:] == rows[:-1]) | (np.isnan(rows[1:]) & np.isnan(rows[:-1]))).all(axis=1)
     if differ.any():
         stamp = _spell(panel, stamps[int(np.argmax(differ))])
-        raise DataError(f"{table.source}: {stamp} occurs twice{_of(series)} with different values; keep one of the rows")
+        raise DataError(
+            f"{table.source}: {stamp} occurs twice{_of(series)} with different values; keep one of the rows"
+        )
     at = np.searchsorted(stamps, future)
     found = (at < len(stamps)) & (stamps[np.minimum(at, len(stamps) - 1)] == future)
     if not found.all():
@@ -238,7 +247,10 @@ class CovariateScaler:
         fitted = []
         for role in ("past", "known", "static"):
             for column, covariate in enumerate(panel.covariates(role)):
-                seen = [_of_role(each, role, start, stop)[..., column] for each, (start, stop) in zip(panel.series, rows, strict=True)]
+                seen = [
+                    _of_role(each, role, start, stop)[..., column]
+                    for each, (start, stop) in zip(panel.series, rows, strict=True)
+                ]
                 fitted.append(_fit(covariate, np.concatenate([np.atleast_1d(each) for each in seen])))
         return cls(tuple(fitted))
 
@@ -295,7 +307,9 @@ def unseen_categories(panel: Panel, known: Sequence[Covariate]) -> list[str]:
         present = np.unique(np.concatenate(parts))
         used = [names[int(index)] for index in present[~np.isnan(present)]]
         if new := [name for name in used if name not in set(covariate.categories)]:
-            listed = ", ".join(shorten(name) for name in new[:5]) + (f" and {len(new) - 5} more" if len(new) > 5 else "")
+            listed = ", ".join(shorten(name) for name in new[:5]) + (
+                f" and {len(new) - 5} more" if len(new) > 5 else ""
+            )
             lines.append(f"covariate {covariate.name!r}: {listed} not seen in training, read as unknown")
     return lines
 
@@ -310,13 +324,13 @@ def check_covariates(panel: Panel, known: Sequence[Covariate]) -> None:
         found = next((each for each in panel.covariates(covariate.role) if each.name == covariate.name), None)
         if found is None:
             raise DataError(
-                f"{panel.source}: the model reads covariate {covariate.name!r} ({covariate.role}), which the data lack; "
-                "add the column"
+                f"{panel.source}: the model reads covariate {covariate.name!r} ({covariate.role}), which the data "
+                "lack; add the column"
             )
         if covariate.categories is not None and found.categories is None:
             raise DataError(
-                f"{panel.source}: covariate {covariate.name!r} held categories when the model was trained, and was read "
-                "as numbers now; name it as categorical"
+                f"{panel.source}: covariate {covariate.name!r} held categories when the model was trained, and was "
+                "read as numbers now; name it as categorical"
             )
         if covariate.categories is None and found.categories is not None:
             raise DataError(

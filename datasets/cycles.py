@@ -30,16 +30,14 @@ _LEAST_SEEN = 2
 
 
 def useful_cycles(panel: Panel, rows: Sequence[tuple[int, int]]) -> tuple[Cycle, ...]:
-    """The cycles longer than a step of which the longest series holds at least two in its training rows."""
+    """The cycles of more than two steps of which the longest series holds at least two in its training rows."""
     index = max(range(len(rows)), key=lambda index: rows[index][1] - rows[index][0])
     start, stop = rows[index]
     time = panel.series[index].time[start:stop].astype(np.int64)
     if len(time) < 2:
         return ()
     step, span = float(np.median(np.diff(time))), float(time[-1] - time[0])
-    return tuple(
-        name for name, (length, _, _) in _CYCLES.items() if length >= 2 * step and span >= _LEAST_SEEN * length
-    )
+    return tuple(name for name, (length, _, _) in _CYCLES.items() if length > 2 * step and span >= _LEAST_SEEN * length)
 
 
 def num_features(cycles: Sequence[Cycle]) -> int:
@@ -47,9 +45,7 @@ def num_features(cycles: Sequence[Cycle]) -> int:
     return sum(2 * _CYCLES[name][2] for name in cycles)
 
 
-def positions(
-    time: NDArray[np.datetime64], cycles: Sequence[Cycle], timezone: str | None = None
-) -> NDArray[np.int16]:
+def positions(time: NDArray[np.datetime64], cycles: Sequence[Cycle], timezone: str | None = None) -> NDArray[np.int16]:
     """``[stamp, cycle]``: where in each cycle stamps are, in local time where there is a time zone."""
     local = to_local(time, timezone).astype("datetime64[ns]")
     whole = local.astype(np.int64)

@@ -54,9 +54,7 @@ class FeatureTable:
         return Features(values, observed, self.codes[index].long() * there)
 
 
-def step_features(
-    panel: Panel, scaler: CovariateScaler, role: Role, future_length: int = 0
-) -> FeatureTable | None:
+def step_features(panel: Panel, scaler: CovariateScaler, role: Role, future_length: int = 0) -> FeatureTable | None:
     """The past or known covariates of all series end to end, each with ``future_length`` steps after its last row.
 
     None where there are none. Steps for which the panel has no covariates are missing; the calendar goes on.

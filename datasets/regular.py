@@ -70,8 +70,8 @@ def build_panel(table: Table, roles: Roles, freq: str | None, *, regularize: boo
     """
     notes = [*table.notes, *roles.notes]
     if regularize:
-        table, roles, freq, note = resample(table, roles, freq)
-        notes += note
+        table, roles, freq, resampled = resample(table, roles, freq)
+        notes += resampled
     if roles.dates.swapped is None:
         ordered, freq = _calendar(table, roles, roles.dates.stamps, freq)
     else:
@@ -223,9 +223,7 @@ def _check_freq(table: Table, roles: Roles, ordered: _Ordered, freq: str) -> Non
         raise DataError(f"{where}: {stamp}{_of_series(roles, row)} is not on the calendar {freq!r}; {hint}")
 
 
-def _regular_series(
-    table: Table, roles: Roles, ordered: _Ordered, freq: str
-) -> tuple[tuple[Series, ...], int, int]:
+def _regular_series(table: Table, roles: Roles, ordered: _Ordered, freq: str) -> tuple[tuple[Series, ...], int, int]:
     """The series, how many steps of theirs no row was for, and how many values are missing in the others."""
     roles_of = [each.role for each in roles.covariates]
     past, known, static = (
@@ -267,9 +265,7 @@ def _last_observed(values: NDArray[np.float64]) -> int:
     return int(observed[-1]) + 1 if len(observed) else len(values)
 
 
-def _static_values(
-    table: Table, roles: Roles, rows: NDArray[np.int64], columns: list[int]
-) -> NDArray[np.float64]:
+def _static_values(table: Table, roles: Roles, rows: NDArray[np.int64], columns: list[int]) -> NDArray[np.float64]:
     """The one value of each attribute in a series' rows, NaN where they have none."""
     assert roles.extras is not None
     found = np.full(len(columns), np.nan)
@@ -300,7 +296,11 @@ def _covariate_notes(roles: Roles, ordered: _Ordered, series: tuple[Series, ...]
         steps = "1 step after the last value is" if num_future == 1 else f"{num_future} steps after the last values are"
         notes.append(f"{steps} read as the future of the known covariates")
     missing = np.isnan(roles.extras[ordered.rows])
-    for covariate, absent in zip(roles.covariates, missing.T, strict=True):
+    is_future = np.concatenate(
+        [ordered.time[a:b] > each.time[-1] for (a, b), each in zip(ordered.bounds(), series, strict=True)]
+    )
+    for covariate, column in zip(roles.covariates, missing.T, strict=True):
+        absent = column[~is_future] if covariate.role == "past" else column
         if absent.all():
             notes.append(f"covariate {covariate.name!r} has no values at all")
         elif absent.any():

@@ -36,7 +36,8 @@ def load_data(
 ) -> Panel:
     """Reads a table from a path, or a data set by its name.
 
-    The column options apply to tables only, and covariates are refused elsewhere. ``progress(bytes_done, bytes_total)`` is called while downloading.
+    The column options apply to tables only, and covariates are refused elsewhere.
+    ``progress(bytes_done, bytes_total)`` is called while downloading.
 
     Raises:
         DataError: there is no such file or name, or it cannot be read.

@@ -106,9 +106,7 @@ class CovariateEmbedding(nn.Module):
             total = total + self.static_token(attributes)[:, None]
         return total.to(batch.context.dtype).expand(len(batch.context), self.shape.num_patches, -1)
 
-    def forecast(
-        self, batch: Batch, summary: Float[Tensor, "row width"]
-    ) -> Float[Tensor, "row horizon output"] | None:
+    def forecast(self, batch: Batch, summary: Float[Tensor, "row width"]) -> Float[Tensor, "row horizon output"] | None:
         """What is added to the head's output for each channel (row), None without known covariates."""
         if self.known is None or self.horizon is None:
             return None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from dataclasses import replace
 from importlib.metadata import version
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import narwhals as nw
 import numpy as np
@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 
     from trellis_ts.scores import Evaluation
 
+_Frame = TypeVar("_Frame")
 _LOGGER = logging.getLogger(__name__)
 # Series forecast at once. It bounds memory; no forecast depends on it.
 _ROWS_PER_BATCH = 1024
@@ -74,7 +75,7 @@ class Forecaster:
         """
         return save_checkpoint(directory, self.checkpoint, package_version=version("trellis-ts"))
 
-    def predict(self, frame: Any, future: Any = None, *, prediction_length: int | None = None) -> Any:
+    def predict(self, frame: _Frame, future: Any = None, *, prediction_length: int | None = None) -> _Frame:
         """Forecasts what follows the frame's last rows.
 
         Args:
@@ -97,7 +98,9 @@ class Forecaster:
             panel = add_future(panel, future, steps, day_first=self.checkpoint.experiment.data.day_first)
         for line in unseen_categories(panel, self.checkpoint.data.covariates):
             _LOGGER.warning("%s: %s", panel.source, line)
-        return as_library_of(frame, forecast_frame(panel, self.forecast(panel, prediction_length=prediction_length)))
+        forecast = self.forecast(panel, prediction_length=prediction_length)
+        result: _Frame = as_library_of(frame, forecast_frame(panel, forecast))
+        return result
 
     def backtest(
         self,
@@ -288,28 +291,30 @@ def forecast_frame(
         [calendar.future_times(each.time[-1], panel.freq, horizon, panel.timezone) for each in panel.series]
     )
     time_name = time_name or panel.columns.time
-    keys = panel.columns.keys or ((id_name or panel.columns.id,) if id_name or panel.columns.id else ())
-    taken = [time_name, *(keys if not panel.is_wide or id_name else ())]
+    own_id = id_name or panel.columns.id
+    taken = [time_name, *(panel.columns.keys or filter(None, (own_id,)))]
+    num_series = len(panel.series)
+    channel_names = np.tile(np.repeat(np.array(panel.channels, dtype=object), horizon), num_series)
     columns: dict[str, object] = {}
     if panel.is_wide:
-        names = np.tile(np.repeat(np.array(panel.channels, dtype=object), horizon), len(panel.series))
-        columns[id_name or free_name("unique_id", taken)] = names
+        columns[id_name or free_name("unique_id", taken)] = channel_names
     elif panel.columns.keys:
         for position, name in enumerate(panel.columns.keys):
-            held = np.array([each.key[position] for each in panel.series], dtype=object)
-            columns[name] = np.repeat(held, channels * horizon)
+            columns[name] = _repeated([each.key[position] for each in panel.series], channels * horizon)
     else:
-        held = np.array([each.name for each in panel.series], dtype=object)
-        columns[keys[0]] = np.repeat(held, channels * horizon)
+        columns[own_id or ""] = _repeated([each.name for each in panel.series], channels * horizon)
     if not panel.is_wide and channels > 1:
-        names = np.tile(np.repeat(np.array(panel.channels, dtype=object), horizon), len(panel.series))
-        columns[free_name("channel", taken)] = names
+        columns[free_name("channel", taken)] = channel_names
     columns[time_name] = _as_index(np.repeat(stamps[:, None], channels, axis=1).ravel(), panel)
     columns[free_name("forecast", taken)] = _flat(forecast.point)
     for index, level in enumerate(forecast.quantile_levels):
         if forecast.quantiles is not None:
             columns[free_name(f"q{level:g}", taken)] = _flat(forecast.quantiles[..., index])
     return pd.DataFrame(columns)
+
+
+def _repeated(names: Sequence[str], times: int) -> NDArray[np.object_]:
+    return np.repeat(np.array(names, dtype=object), times)
 
 
 def free_name(name: str, taken: Sequence[str]) -> str:

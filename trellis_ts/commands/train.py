@@ -94,9 +94,7 @@ def run(arguments: list[str]) -> None:
 
 def train(terminal: Terminal, data: str, output: Path, config: ExperimentConfig, *, resume: bool = False) -> None:
     """Reads, trains, saves, and says how it went."""
-    panel = read(
-        terminal, data, {name: getattr(config.data, name) for name in (*COLUMN_OPTIONS, *COVARIATE_OPTIONS)}
-    )
+    panel = read(terminal, data, {name: getattr(config.data, name) for name in (*COLUMN_OPTIONS, *COVARIATE_OPTIONS)})
     from trellis_ts.checkpoints import TRAINING_FOLDER
     from trellis_ts.devices import resolve_device
     from trellis_ts.forecaster import Forecaster
