@@ -141,10 +141,10 @@ def find_roles(
     Raises:
         DataError: a column named is absent, a role has no column or several, or a cell cannot be converted.
     """
-    asked = split_names(table, "--target", [target] if isinstance(target, str) else target or ())
-    keys = () if id is None else split_names(table, "--id", [id])
     if time is not None and time not in table.names:
         raise _missing_column(table, "--time", time)
+    keys = () if id is None else split_names(table, "--id", [id])
+    asked = split_names(table, "--target", [target] if isinstance(target, str) else target or ())
     given = [name for name in (time, *keys, *asked, *reserved) if name is not None]
     if len(set(given)) < len(given):
         repeated = next(name for name in given if given.count(name) > 1)

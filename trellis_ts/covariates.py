@@ -141,10 +141,9 @@ class HorizonNetwork(nn.Module):
         self, features: Float[Tensor, "batch horizon feature"], summary: Float[Tensor, "row width"]
     ) -> Float[Tensor, "row horizon output"]:
         """A window's steps are shared by its channels, whose rows follow one another."""
-        num_channels = len(summary) // max(1, len(features))
-        steps = self.step(features).repeat_interleave(num_channels, dim=0)  # [B * C, horizon, F]
-        hidden = F.silu(steps + self.window(self.norm(summary))[:, None])
-        added: Tensor = self.output(F.silu(self.hidden(hidden)))
+        windows = self.window(self.norm(summary)).unflatten(0, (len(features), -1))  # [B, C, F]
+        hidden = F.silu(self.step(features)[:, None] + windows[:, :, None])  # [B, C, horizon, F]
+        added: Tensor = self.output(F.silu(self.hidden(hidden))).flatten(0, 1)
         return added
 
 

@@ -17,7 +17,7 @@ def test_info(trellis, wide_model):
     data = trellis("info", wide_model, "--json").data
     assert set(data) == {
         *("model", "parameters", "dataset", "time_column", "id_column", "channels", "freq", "timezone", "num_series"),
-        *("quantile_levels", "shape", "settings"),
+        *("covariates", "calendar", "quantile_levels", "shape", "settings"),
     }
     assert (data["channels"], data["freq"], data["id_column"]) == (["load", "heat"], "h", None)
     assert data["shape"]["context_length"] == data["settings"]["context_length"] == 24

@@ -45,7 +45,8 @@ def read_for(terminal: Terminal, forecaster: Forecaster, values: Namespace) -> P
     }
     columns = {name: trained[name] if values[name] is None else values[name] for name in COLUMN_OPTIONS}
     columns |= {**covariate_options(record.covariates), "regularize": settings.regularize}
-    is_freq_chosen = values.freq is not None or settings.freq is not None
+    # Irregular stamps have no calendar of their own to compare with.
+    is_freq_chosen = values.freq is not None or settings.freq is not None or settings.regularize
     try:
         panel = (read if is_freq_chosen or not Path(values.data).is_file() else _read_on_own_calendar)(
             terminal, values.data, columns
