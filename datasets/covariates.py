@@ -10,7 +10,8 @@ import pyarrow as pa  # type: ignore[import-untyped]
 import pyarrow.compute as pc  # type: ignore[import-untyped]
 
 from trellis_ts.datasets import calendar
-from trellis_ts.datasets.columns import cell_texts, read_numbers, shorten, split_names
+from trellis_ts.datasets.columns import cell_texts, read_numbers, shorten
+from trellis_ts.datasets.roles import split_names
 from trellis_ts.errors import DataError
 from trellis_ts.types import Covariate
 
@@ -19,7 +20,8 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from trellis_ts.datasets.columns import Roles, Table
+    from trellis_ts.datasets.columns import Table
+    from trellis_ts.datasets.roles import Roles
     from trellis_ts.types import Cycle, Panel, Role, Series
 
     Values = NDArray[np.float64]

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from torch.nn import functional as F
 
 from trellis_ts.datasets import calendar
 from trellis_ts.datasets.covariates import recode
@@ -40,18 +41,21 @@ class FeatureTable:
             rows: any shape; clamped to the rows there are.
             inside: the same shape.
         """
-        index = torch.from_numpy(np.clip(rows, 0, len(self.numbers) - 1))
-        there = torch.from_numpy(inside)[..., None]
-        numbers = self.numbers[index]
+        index = torch.from_numpy(np.clip(rows, 0, len(self.numbers) - 1)).flatten()
+        there = torch.from_numpy(inside).flatten()[:, None]
+        # Selecting and embedding whole rows is several times faster than indexing.
+        numbers, codes = self.numbers.index_select(0, index), self.codes.index_select(0, index)
         observed = ~numbers.isnan() & there
         parts = [torch.where(observed, numbers, 0.0)]
-        positions_ = self.cycles[index].long()
-        for column, table in enumerate(self.tables):
-            parts.append(table[positions_[..., column]] * there)
-        values = torch.cat(parts, dim=-1)
-        num_waves = values.shape[-1] - numbers.shape[-1]
-        observed = torch.cat((observed, there.expand(*inside.shape, num_waves)), dim=-1)
-        return Features(values, observed, self.codes[index].long() * there)
+        if self.tables:
+            places = self.cycles.index_select(0, index).int()
+            parts += [F.embedding(places[:, column], table) for column, table in enumerate(self.tables)]
+            num_waves = sum(table.shape[1] for table in self.tables)
+            observed = torch.cat((observed, there.expand(-1, num_waves)), dim=1)
+        values = torch.cat(parts, dim=1)
+        if not inside.all():
+            values, codes = values * there, codes * there
+        return Features(*(each.view(*rows.shape, each.shape[1]) for each in (values, observed, codes.long())))
 
 
 def step_features(panel: Panel, scaler: CovariateScaler, role: Role, future_length: int = 0) -> FeatureTable | None:

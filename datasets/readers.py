@@ -22,19 +22,11 @@ import pyarrow.compute as pc  # type: ignore[import-untyped]
 import pyarrow.csv as pa_csv  # type: ignore[import-untyped]
 import pyarrow.parquet as pa_parquet  # type: ignore[import-untyped]
 
-from trellis_ts.datasets.columns import (
-    Table,
-    find_roles,
-    has_decimal_commas,
-    nearest,
-    quote,
-    read_numbers,
-    shorten,
-    stamp_roles,
-)
+from trellis_ts.datasets.columns import Table, has_decimal_commas, nearest, quote, read_numbers, shorten
 from trellis_ts.datasets.covariates import CovariateNames, add_covariates, with_future
 from trellis_ts.datasets.dates import UnreadableDateError, looks_like_dates, parse_dates
 from trellis_ts.datasets.regular import build_panel
+from trellis_ts.datasets.roles import find_roles, stamp_roles
 from trellis_ts.errors import DataError
 
 if TYPE_CHECKING:

@@ -26,7 +26,8 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from trellis_ts.datasets.columns import Roles, Table
+    from trellis_ts.datasets.columns import Table
+    from trellis_ts.datasets.roles import Roles
 
     Stamps = NDArray[np.datetime64]
 

@@ -12,7 +12,8 @@ from trellis_ts.errors import DataError
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from trellis_ts.datasets.columns import Roles, Table
+    from trellis_ts.datasets.columns import Table
+    from trellis_ts.datasets.roles import Roles
 
     Whole = NDArray[np.int64]
     Values = NDArray[np.float64]

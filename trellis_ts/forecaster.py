@@ -222,11 +222,18 @@ class Forecaster:
     def roll_out(self, batch: Batch, prediction_length: int) -> Forecast:
         """Forecasts a batch on its own scale; past the trained horizon, point forecasts are read as if observed.
 
-        There, past covariates are missing; known ones are read as far as the batch has them.
+        There, past covariates are missing; known ones have to be in the batch up to the end.
+
+        Raises:
+            ValueError: the batch's known covariates do not reach that far.
         """
         batch = batch.to(self.device)
         context_length, season_length = self._model.shape.context_length, self._model.shape.season_length
-        if batch.known is not None:  # whole horizons, the last beyond what is asked for
+        if batch.known is not None:
+            reach = batch.known.values.shape[1] - context_length
+            if reach < prediction_length:
+                raise ValueError(f"known covariates reach over {reach} steps, the forecast over {prediction_length}")
+            # Whole horizons: steps beyond what is asked for are missing, and are cut off below.
             blocks = -(-prediction_length // self.prediction_length)
             batch = batch._replace(known=_shifted(batch.known, 0, context_length + blocks * self.prediction_length))
         forecasts = [self._model(batch)]

@@ -93,6 +93,7 @@ def test_what_is_missing_of_the_future_is_named(refused, folder, model):
         future, "--prediction-length", "12"
     )
     assert "no such file" in refused("forecast", model, "history.csv", "--quiet", "--future", "fture.csv")
+    assert "is the table of --future itself" in refusal(future, "-o", "future.csv")
 
 
 def test_a_table_without_a_covariate_is_refused(refused, folder, model):

@@ -247,40 +247,6 @@ def test_recoding():
     np.testing.assert_array_equal(recode(values, "abc", "ca"), [1.0, np.nan, np.nan, 0.0])
 
 
-class TestKeys:
-    def table(self):
-        frame = make_long()
-        return pd.concat([frame.assign(item=item) for item in ("a/b", "c")], ignore_index=True)
-
-    def test_several_columns_name_the_series(self):
-        panel = panel_from_frame(self.table(), id="shop,item", target=["y"])
-        assert panel.columns.keys == ("shop", "item")
-        assert panel.columns.id == "shop,item"
-        assert [each.key for each in panel.series] == [
-            ("north", "a/b"),
-            ("south", "a/b"),
-            ("north", "c"),
-            ("south", "c"),
-        ]
-        assert len({each.name for each in panel.series}) == 4
-
-    def test_no_two_series_share_a_name(self):
-        days = pd.DataFrame({"day": DAYS[:3], "y": [1.0, 2, 3]})
-        pairs = [("a/b", "c"), ("a", "b/c"), ("a\\", "b/c"), ("a\\/b", "c")]
-        frame = pd.concat([days.assign(p=one, q=two) for one, two in pairs])
-        assert len({each.name for each in panel_from_frame(frame, id="p,q").series}) == 4
-
-    def test_a_repeat_says_what_to_do(self):
-        with pytest.raises(DataError, match=r"2024-01-01T00:00:00 occurs twice.*\(or columns, as a,b\)"):
-            panel_from_frame(self.table().assign(y=np.arange(48.0)), id="shop", target=["y"])
-
-    def test_a_missing_part_is_refused(self):
-        frame = self.table()
-        frame.loc[7, "item"] = None
-        with pytest.raises(DataError, match=r"row 7 .*column 'item': the name of the series is missing"):
-            panel_from_frame(frame, id="shop,item", target=["y"])
-
-
 class TestLibraries:
     def test_all_give_the_same_panel(self):
         polars, pyarrow = pytest.importorskip("polars"), pytest.importorskip("pyarrow")

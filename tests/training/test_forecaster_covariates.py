@@ -106,6 +106,12 @@ def test_past_covariates_are_missing_beyond_it(forecaster, panel, monkeypatch):
     assert torch.equal(second.known.codes[:, :12], first.known.codes[:, HORIZON : HORIZON + 12])
 
 
+def test_a_batch_that_ends_too_soon_is_refused(forecaster, panel):
+    batch = _scaled(forecaster, panel).gather(np.array([0]), np.array([20]), 12, 0)
+    with pytest.raises(ValueError, match="reach over 0 steps, the forecast over 5"):
+        forecaster.roll_out(batch, HORIZON)
+
+
 def test_a_saved_model_forecasts_the_same(forecaster, panel, tmp_path):
     loaded = Forecaster.load(forecaster.save(tmp_path / "model"))
     assert torch.equal(quantiles(loaded, panel, 8), quantiles(forecaster, panel, 8))

@@ -78,8 +78,14 @@ def run(arguments: list[str]) -> None:
     for path, formats, option in ((output, _TABLE_FORMATS, "--output"), (plot, _PLOT_FORMATS, "--plot")):
         if path is not None:
             check_output(path, formats, option, values.data)
+            if values.future is not None and _is_same(path, values.future):
+                raise ConfigError(f"{option} {path} is the table of --future itself; choose another path")
     terminal = Terminal(quiet=values.quiet, as_json=values.json)
     forecast(terminal, values, output, plot)
+
+
+def _is_same(path: Path, table: str) -> bool:
+    return path.exists() and Path(table).exists() and path.samefile(table)
 
 
 def forecast(terminal: Terminal, values: Namespace, output: Path | None, plot: Path | None) -> None:
