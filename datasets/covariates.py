@@ -11,6 +11,7 @@ import pyarrow.compute as pc  # type: ignore[import-untyped]
 
 from trellis_ts.datasets import calendar
 from trellis_ts.datasets.columns import cell_texts, read_numbers, shorten
+from trellis_ts.datasets.dates import looks_like_dates
 from trellis_ts.datasets.roles import split_names
 from trellis_ts.errors import DataError
 from trellis_ts.types import Covariate
@@ -95,6 +96,11 @@ def _read(table: Table, name: str, role: Role, *, as_category: bool) -> tuple[Co
     if values is not None:
         return Covariate(name, role), values
     texts = _category_texts(table, name)
+    if not as_category and looks_like_dates(texts.drop_null().slice(0, 200), numbers_too=False):
+        raise DataError(
+            f"{table.source}: covariate {name!r} holds dates, which are neither numbers nor categories; make "
+            "numbers of them, or insist with --categorical"
+        )
     encoded = texts.dictionary_encode()
     categories = tuple(encoded.dictionary.to_pylist())
     if len(categories) > _MOST_CATEGORIES:
@@ -144,7 +150,9 @@ def with_future(panel: Panel, table: Table, roles: Roles, steps: int) -> Panel:
     there = {each.name: (each, roles.extras[:, column]) for column, each in enumerate(roles.covariates)}
     merged = [_merge(each, *there[each.name], table.source) for each in panel.covariates("known")]
     extras = np.column_stack([values for _, values in merged])
-    rows_of = {name: np.flatnonzero(roles.codes == code) for code, name in enumerate(roles.ids)}
+    by_series = np.argsort(roles.codes, kind="stable")
+    edges = np.searchsorted(roles.codes[by_series], np.arange(1, len(roles.ids)))
+    rows_of = dict(zip(roles.ids, np.split(by_series, edges), strict=True))
     series = []
     for each in panel.series:
         rows = rows_of.get(each.name)

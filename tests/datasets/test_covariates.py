@@ -143,6 +143,15 @@ def test_refusals(change, options, message):
         read(frame, **options)
 
 
+def test_dates_are_no_covariate_unless_one_insists():
+    for since in ("2020-01-31", pd.Timestamp("2020-01-31")):
+        frame = make_long().assign(since=since)
+        with pytest.raises(DataError, match="'since' holds dates, which are neither numbers nor categories"):
+            read(frame, past_covariates=["since"])
+        panel = read(frame, past_covariates=["since"], categorical=["since"])
+        assert len(panel.covariates("past")[0].categories) == 1
+
+
 def test_static_needs_several_series():
     frame = make_long().query("shop == 'north'").drop(columns="shop")
     with pytest.raises(DataError, match="static attributes tell series apart"):
