@@ -293,31 +293,35 @@ def forecast_frame(
             columns that name the series keep their own.
         time_name: name of the time column; the table's own unless given.
     """
-    horizon, channels = forecast.point.shape[1:]
-    stamps = np.stack(
-        [calendar.future_times(each.time[-1], panel.freq, horizon, panel.timezone) for each in panel.series]
-    )
-    time_name = time_name or panel.columns.time
-    own_id = id_name or panel.columns.id
-    taken = [time_name, *(panel.columns.keys or filter(None, (own_id,)))]
-    num_series = len(panel.series)
-    channel_names = np.tile(np.repeat(np.array(panel.channels, dtype=object), horizon), num_series)
-    columns: dict[str, object] = {}
-    if panel.is_wide:
-        columns[id_name or free_name("unique_id", taken)] = channel_names
-    elif panel.columns.keys:
-        for position, name in enumerate(panel.columns.keys):
-            columns[name] = _repeated([each.key[position] for each in panel.series], channels * horizon)
-    else:
-        columns[own_id or ""] = _repeated([each.name for each in panel.series], channels * horizon)
-    if not panel.is_wide and channels > 1:
-        columns[free_name("channel", taken)] = channel_names
-    columns[time_name] = _as_index(np.repeat(stamps[:, None], channels, axis=1).ravel(), panel)
+    columns = _index_columns(panel, forecast.point.shape[1], id_name, time_name)
+    taken = tuple(columns)
     columns[free_name("forecast", taken)] = _flat(forecast.point)
     for index, level in enumerate(forecast.quantile_levels):
         if forecast.quantiles is not None:
             columns[free_name(f"q{level:g}", taken)] = _flat(forecast.quantiles[..., index])
     return pd.DataFrame(columns)
+
+
+def _index_columns(panel: Panel, horizon: int, id_name: str | None, time_name: str | None) -> dict[str, Any]:
+    """What the rows of a forecast are about: series, channel where there is a choice, and stamp."""
+    channels = panel.num_channels
+    stamps = np.stack(
+        [calendar.future_times(each.time[-1], panel.freq, horizon, panel.timezone) for each in panel.series]
+    )
+    of_channels = np.tile(np.repeat(np.array(panel.channels, dtype=object), horizon), len(panel.series))
+    time_name, id_name = time_name or panel.columns.time, id_name or panel.columns.id
+    columns: dict[str, Any] = {}
+    if panel.is_wide:
+        columns[id_name or free_name("unique_id", (time_name,))] = of_channels
+    elif panel.columns.keys:
+        for position, name in enumerate(panel.columns.keys):
+            columns[name] = _repeated([each.key[position] for each in panel.series], channels * horizon)
+    else:
+        columns[id_name or ""] = _repeated([each.name for each in panel.series], channels * horizon)
+    if not panel.is_wide and channels > 1:
+        columns[free_name("channel", (*columns, time_name))] = of_channels
+    columns[time_name] = _as_index(np.repeat(stamps[:, None], channels, axis=1).ravel(), panel)
+    return columns
 
 
 def _repeated(names: Sequence[str], times: int) -> NDArray[np.object_]:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import warnings
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import numpy as np
 import pandas as pd
@@ -12,12 +13,13 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pydantic import TypeAdapter, ValidationError
 
-from trellis_ts.checkpoints import Checkpoint
+from trellis_ts.checkpoints import Checkpoint, DataRecord
 from trellis_ts.config import DataConfig, ExperimentConfig, ModelConfig, TrainingConfig, WindowConfig
 from trellis_ts.datasets.readers import panel_from_frame
 from trellis_ts.datasets.windows import ScaledPanel
-from trellis_ts.errors import CheckpointError, DataError
+from trellis_ts.errors import CheckpointError, ConfigError, DataError
 from trellis_ts.evaluation import evaluate
 from trellis_ts.forecaster import Forecaster, forecast_frame
 from trellis_ts.training import fit, prepare
@@ -124,6 +126,28 @@ def test_a_record_that_does_not_fit_the_shape_is_refused(forecaster, tmp_path):
     directory = Forecaster(Checkpoint(checkpoint.model, checkpoint.experiment, fewer)).save(tmp_path / "model")
     with pytest.raises(CheckpointError, match="disagree on covariates"):
         Forecaster.load(directory)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"import": "os"},
+        {"role": "future"},
+        {"categories": "abc"},
+        {"categories": ["a", "a"]},
+        {"scale": 0.0},
+        {"loc": float("nan")},
+        {"name": "state"},
+    ],
+    ids=str,
+)
+def test_the_record_is_closed(forecaster, change):
+    schema = TypeAdapter(DataRecord)
+    record = json.loads(json.dumps(asdict(forecaster.checkpoint.data)))
+    assert schema.validate_json(json.dumps(record), strict=False) == forecaster.checkpoint.data
+    record["covariates"][0] |= change
+    with pytest.raises((ValidationError, ConfigError)):
+        schema.validate_json(json.dumps(record))
 
 
 def test_the_horizon_has_to_be_covered(forecaster, panel):
