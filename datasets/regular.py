@@ -177,7 +177,7 @@ def _shared_freq(table: Table, roles: Roles, ordered: _Ordered) -> str:
             raise DataError(f"{table.source}: {found.problem}; give --freq")
         row = int(ordered.rows[found.offender])
         where = f"{table.source}, {table.row(row)}{_of_series(roles, row)}"
-        hint = "mend or remove such rows, or give --freq"
+        hint = "mend or remove such rows, give --freq, or average them with --regularize true"
         if roles.dates.timezone == "UTC" and roles.dates.notes:
             hint += " (a Parquet file or frame can hold a time zone by name)"
         raise DataError(f"{where}: {found.problem}; {hint}")

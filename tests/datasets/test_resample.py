@@ -34,8 +34,12 @@ def test_a_step_holds_the_mean_of_its_rows():
 
 @pytest.mark.parametrize("freq", [None, "h"])
 def test_without_being_asked_it_is_refused(freq):
-    with pytest.raises(DataError):
+    with pytest.raises(DataError, match=r"occurs twice with different values; .*--regularize true"):
         panel_from_frame(IRREGULAR, freq=freq)
+    apart = IRREGULAR.iloc[:4]
+    message = "is not on the calendar 'h'" if freq else "follow no regular grid: .*--regularize true"
+    with pytest.raises(DataError, match=message):
+        panel_from_frame(apart, freq=freq)
 
 
 def test_a_regular_table_stays_as_it_is():
