@@ -229,6 +229,14 @@ def test_evaluation_reads_them_too(promoted):
     assert result.model.mae < 0.5 * result.seasonal_naive.mae
 
 
+def test_a_backtest_that_refits_hands_on_covariates(promoted):
+    frame = make_frame()
+    again = promoted.backtest(frame, max_origins=2, refit=lambda panel: promoted)
+    once = promoted.backtest(frame, max_origins=2)
+    assert again.model.mae == pytest.approx(once.model.mae, rel=1e-5)
+    assert once.model.mae < 0.5 * once.seasonal_naive.mae
+
+
 def test_the_future_may_come_in_a_frame_of_its_own(promoted):
     frame = make_frame()
     history, future = frame[frame["sales"].notna()], frame[frame["sales"].isna()].drop(columns="sales")
