@@ -4,7 +4,9 @@
     OMP_NUM_THREADS=2 python benchmarks/operator_cpu.py --repeats 5    # a first look
 
 All contestants of a shape take turns, so that whatever else the machine does meets them alike. Inputs have the gates
-with which training starts. Writes ``results/operator_cpu.json`` and ``.md`` beside this file.
+with which training starts. Attention decodes from keys and values kept in tensors that are long enough from the start:
+a step writes its own into them and attends to all so far. Writes ``results/operator_cpu.json``, ``.md`` and
+``operator_cpu_decoding.png`` beside this file.
 """
 
 from __future__ import annotations
@@ -15,7 +17,6 @@ import importlib.metadata
 import json
 import os
 import platform
-import resource
 import statistics
 import subprocess
 import sys
@@ -24,7 +25,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import matplotlib
+
+matplotlib.use("Agg")
+
 import torch
+from matplotlib import pyplot
 from torch import Tensor
 from torch.nn import functional
 
@@ -33,7 +39,10 @@ from trellis_ts.kernels import MemoryState, trellis_memory, trellis_memory_step
 SHAPES = ((896, 42, 32), (224, 512, 32), (1792, 8, 8))  # rows, tokens, slots = head dim
 GOALS = (1.5, 0.5, 1.5)
 HEADS = 4
-CONTEXTS = (64, 256, 1024, 4096, 16_384)
+# Rows, and the contexts after which one token is timed.
+MEMORY_CONTEXTS = ((1, (100, 256, 1_000, 10_000, 100_000, 1_000_000)), (10_000, (100, 256, 1_000, 10_000)))
+ATTENTION_CONTEXTS = ((1, (64, 256, 1_024, 4_096, 16_384)), (10_000, (64, 256, 1_024)))
+PEAK_SHAPES = (*SHAPES, (16, 16_384, 32))
 SEED = 0
 
 
@@ -125,18 +134,23 @@ def print_peak(shape: tuple[int, int, int]) -> None:
     memory_pass("cpu", warm := tokens(HEADS, 64, shape[2]), torch.ones(warm["query"].shape))
     inputs = tokens(*shape)
     weight = torch.ones(inputs["query"].shape)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = resident("VmRSS")
+    Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
     memory_pass("cpu", inputs, weight)
-    grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
     needed = sum(tensor.numel() for tensor in inputs.values()) + weight.numel()
-    print(max(0.0, grown - 4 * needed / 2**20))
+    print(resident("VmHWM") - before - 4 * needed / 2**20)
 
 
-def decoding(repeats: int, longest_of_many: int) -> dict[str, Any]:
-    """Time per token after feeding a context: the memory, in place, and attention with its keys and values kept."""
+def resident(field: str) -> float:
+    """MiB of this process, as Linux counts them: ``VmRSS`` now, ``VmHWM`` at the peak."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(field)) / 1024
+
+
+def decoding(repeats: int) -> dict[str, Any]:
+    """Time per token after a context: the memory, in place, and attention with its keys and values kept."""
     result: dict[str, Any] = {"memory": [], "attention": []}
-    many = tuple(context for context in (100, 1_000, 10_000) if context <= longest_of_many)
-    for rows, contexts in ((1, (100, 1_000, 10_000, 100_000, 1_000_000)), (10_000, many)):
+    for rows, contexts in MEMORY_CONTEXTS:
         one = {name: tensor[:, 0].detach() for name, tensor in tokens(HEADS, 1, 32).items()}
         one = {name: tensor[:, :1].expand(rows, 1, *tensor.shape[2:]).contiguous() for name, tensor in one.items()}
         state = MemoryState(*torch.zeros(2, rows, 1, 32, 32))
@@ -145,14 +159,29 @@ def decoding(repeats: int, longest_of_many: int) -> dict[str, Any]:
             while fed < context:  # many rows are fed in one long sequence's worth of steps at a time
                 fed += feed(one, state, context - fed)
             step = functools.partial(trellis_memory_step, **one, state=state, inplace=True)
-            seconds = [timed(step) for _ in range(repeats)]
-            result["memory"].append({"rows": rows, "context": context, **summary(seconds)})
-    for context in CONTEXTS:
-        query, keys, values = torch.randn(1, 1, 1, 32), *torch.randn(2, 1, 1, context, 32)
-        attend = functools.partial(functional.scaled_dot_product_attention, query, keys, values)
-        seconds = [timed(attend) for _ in range(repeats)]
-        result["attention"].append({"rows": 1, "context": context, **summary(seconds)})
+            seconds = time_steps(step, repeats, rows)
+            entry = {"rows": rows, "context": context, "resident_mib": resident("VmRSS")}
+            result["memory"].append({**entry, **summary(seconds)})
+    for rows, contexts in ATTENTION_CONTEXTS:
+        for context in contexts:
+            query, key, value = torch.randn(3, rows, 1, 1, 32)
+            keys, values = torch.randn(2, rows, 1, context, 32)
+            seconds = time_steps(functools.partial(attend, query, key, value, keys, values), repeats, rows)
+            result["attention"].append({"rows": rows, "context": context, **summary(seconds)})
     return result
+
+
+def attend(query: Tensor, key: Tensor, value: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+    keys[:, :, -1:] = key
+    values[:, :, -1:] = value
+    return functional.scaled_dot_product_attention(query, keys, values)
+
+
+@torch.inference_mode()
+def time_steps(step: Callable[[], object], repeats: int, rows: int) -> list[float]:
+    for _ in range(5):
+        step()
+    return [timed(step) for _ in range(repeats if rows > 1 else 20 * repeats)]
 
 
 def feed(one: dict[str, Tensor], state: MemoryState, remaining: int) -> int:
@@ -203,8 +232,8 @@ def table(report: dict[str, Any]) -> str:
         "Forward and backward in ms, median (quartiles); ratios of medians, and of minima in brackets.",
         "",
         "| rows x tokens, slots = dim | memory | attention | reference | memory / attention | goal "
-        "| reference / memory | GFLOP/s | GB/s | extra MiB |",
-        "|---|---|---|---|---|---|---|---|---|---|",
+        "| reference / memory | GFLOP/s | GB/s |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
     for row, goal in zip(report["shapes"], GOALS, strict=True):
         both = {name: row[name]["both"] for name in ("cpu", "attention", "reference")}
@@ -217,8 +246,12 @@ def table(report: dict[str, Any]) -> str:
         lines.append(
             f"| {row['rows']} x {row['tokens']}, {row['dim']} | {spread['cpu']} | {spread['attention']} | "
             f"{spread['reference']} | {ratio['median_ms']:.2f} ({ratio['min_ms']:.2f}) | {goal} | {faster:.0f} | "
-            f"{row['gflops']:.0f} | {row['gigabytes_per_second']:.1f} | {row['extra_mib']:.0f} |"
+            f"{row['gflops']:.0f} | {row['gigabytes_per_second']:.1f} |"
         )
+    lines += ["", "Memory at the peak of a forward and backward pass beyond inputs, output and gradients:", ""]
+    lines += ["| rows x tokens, slots = dim | MiB |", "|---|---|"]
+    for peak in report["peaks"]:
+        lines.append(f"| {peak['rows']} x {peak['tokens']}, {peak['dim']} | {peak['extra_mib']:.1f} |")
     lines += ["", "One token after a context, microseconds, median (quartiles):", ""]
     lines += ["| | rows | context | microseconds |", "|---|---|---|---|"]
     for name, entries in report["decoding"].items():
@@ -228,10 +261,33 @@ def table(report: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def plot_decoding(entries: dict[str, Any], path: Path) -> None:
+    """Time per token over the context, one panel per number of rows."""
+    figure, panels = pyplot.subplots(1, len(MEMORY_CONTEXTS), figsize=(10, 4), layout="constrained")
+    for panel, (rows, _) in zip(panels, MEMORY_CONTEXTS, strict=True):
+        for name, marker in (("memory", "o"), ("attention", "s")):
+            points = [entry for entry in entries[name] if entry["rows"] == rows]
+            panel.errorbar(
+                [point["context"] for point in points],
+                [point["median_ms"] * 1e3 for point in points],
+                yerr=[
+                    [(point["median_ms"] - point["q1_ms"]) * 1e3 for point in points],
+                    [(point["q3_ms"] - point["median_ms"]) * 1e3 for point in points],
+                ],
+                marker=marker,
+                capsize=3,
+                label=name,
+            )
+        panel.set(xscale="log", yscale="log", xlabel="context, tokens", ylabel="microseconds per token")
+        panel.set_title(f"{rows:,} row{'s' if rows > 1 else ''}, slots = dim = 32")
+        panel.legend()
+    figure.savefig(path, dpi=120)
+    pyplot.close(figure)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=int, default=30)
-    parser.add_argument("--longest-of-many", type=int, default=1_000, help="context of 10,000 rows; 10000 is slow")
     parser.add_argument("--peak", type=int, nargs=3, help=argparse.SUPPRESS)
     options = parser.parse_args()
     torch.manual_seed(SEED)
@@ -241,12 +297,17 @@ def main() -> None:
     report: dict[str, Any] = {"machine": machine(), "ceilings": ceilings(), "shapes": []}
     for shape in SHAPES:
         print(f"rows, tokens, slots = dim: {shape}", file=sys.stderr)
-        report["shapes"].append({**measure_shape(shape, options.repeats), "extra_mib": peak_memory(shape)})
-    report["decoding"] = decoding(max(options.repeats, 50), options.longest_of_many)
+        report["shapes"].append(measure_shape(shape, options.repeats))
+    report["peaks"] = [
+        {"rows": shape[0], "tokens": shape[1], "dim": shape[2], "extra_mib": peak_memory(shape)}
+        for shape in PEAK_SHAPES
+    ]
+    report["decoding"] = decoding(max(options.repeats, 50))
     results = Path(__file__).parent / "results"
     results.mkdir(exist_ok=True)
     (results / "operator_cpu.json").write_text(json.dumps(report, indent=2) + "\n")
     (results / "operator_cpu.md").write_text(table(report))
+    plot_decoding(report["decoding"], results / "operator_cpu_decoding.png")
     print(table(report))
 
 

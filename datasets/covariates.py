@@ -21,9 +21,10 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from trellis_ts.config import Cycle
     from trellis_ts.datasets.columns import Table
     from trellis_ts.datasets.roles import Roles
-    from trellis_ts.types import Cycle, Panel, Role, Series
+    from trellis_ts.types import Panel, Role, Series
 
     Values = NDArray[np.float64]
 

@@ -13,7 +13,8 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from trellis_ts.types import Cycle, Panel
+    from trellis_ts.config import Cycle
+    from trellis_ts.types import Panel
 
 _SECOND = 10**9
 _DAY = 86400 * _SECOND

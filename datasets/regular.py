@@ -67,7 +67,8 @@ def build_panel(table: Table, roles: Roles, freq: str | None, *, regularize: boo
         regularize: bring stamps that are on no calendar, or occur several times, onto one.
 
     Raises:
-        DataError: a stamp occurs twice with different values, or the stamps lie on no common calendar.
+        DataError: a stamp occurs twice with different values, the stamps lie on no common calendar, or a series with
+            known covariates has no value.
     """
     notes = [*table.notes, *roles.notes]
     if regularize:
@@ -237,6 +238,12 @@ def _regular_series(table: Table, roles: Roles, ordered: _Ordered, freq: str) ->
             grid, positions = to_grid(ordered.time[start:stop], freq, roles.dates.timezone)
         values = _on_grid(roles.values[rows], positions, len(grid))
         end = _last_observed(values) if known else len(grid)
+        if end == 0:
+            raise DataError(
+                f"{table.source}, {table.row(int(rows[0]))}: series {shorten(roles.ids[code])} has rows of known "
+                f"covariates and no value of {', '.join(roles.channels)}, so nothing says where its forecast begins; "
+                "give it values or leave the series out"
+            )
         num_gaps += len(grid) - (stop - start)
         num_missing += int(np.isnan(values[positions[positions < end]]).sum())
         extras = None if roles.extras is None else _on_grid(roles.extras[rows], positions, len(grid))
@@ -261,9 +268,9 @@ def _on_grid(values: NDArray[np.float64], positions: NDArray[np.int64], length: 
 
 
 def _last_observed(values: NDArray[np.float64]) -> int:
-    """Rows up to the last with a value; all of them where there is none."""
+    """Rows up to the last with a value; 0 where there is none."""
     observed = np.flatnonzero(~np.isnan(values).all(axis=1))
-    return int(observed[-1]) + 1 if len(observed) else len(values)
+    return int(observed[-1]) + 1 if len(observed) else 0
 
 
 def _static_values(table: Table, roles: Roles, rows: NDArray[np.int64], columns: list[int]) -> NDArray[np.float64]:

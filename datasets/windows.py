@@ -49,6 +49,7 @@ class ScaledPanel:
         for index, series in enumerate(panel.series):
             scaled = (series.values - scaler.loc[index]) / scaler.scale[index]
             self.values[self.starts[index] : self.starts[index + 1]] = torch.from_numpy(scaled)
+        self._loc, self._scale = torch.from_numpy(scaler.loc), torch.from_numpy(scaler.scale)
         self.season_length = season_length
         self.phases = np.array(
             [season_position(series.time[0], panel.freq, season_length, panel.timezone) for series in panel.series]
@@ -109,6 +110,8 @@ class ScaledPanel:
             past=past,
             known=known,
             static=None if self._static is None else self._static.gather(series, np.ones(len(series), dtype=bool)),
+            loc=self._loc[series][:, None],
+            scale=self._scale[series][:, None],
         )
 
 

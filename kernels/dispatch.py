@@ -18,9 +18,9 @@ import torch
 from trellis_ts.errors import BackendError
 from trellis_ts.kernels.memory import launch
 from trellis_ts.kernels.memory.chunked import chunked, why_not_chunked
-from trellis_ts.kernels.memory.cpu import cpu, cpu_in_place, why_not_cpu
+from trellis_ts.kernels.memory.cpu import cpu, cpu_step, why_not_cpu
 from trellis_ts.kernels.memory.reference import reference
-from trellis_ts.kernels.memory.types import Problem, Run, RunInPlace
+from trellis_ts.kernels.memory.types import Problem, Run, RunStep
 
 logger = logging.getLogger(__name__)
 
@@ -37,9 +37,8 @@ class Entry:
 
     Asked with None for the problem: why this machine cannot run it at all.
     """
-    run_in_place: RunInPlace | None = None
-    """The same without gradients, leaving the final state in the initial one's tensors, if that can be had cheaper
-    than by a copy."""
+    step: RunStep | None = None
+    """One token without gradients, if there is a shorter way to it than ``run``."""
 
 
 def _why_not_reference(problem: Problem | None) -> None:
@@ -48,8 +47,8 @@ def _why_not_reference(problem: Problem | None) -> None:
 
 # In the order ``auto`` prefers them. The reference runs everything and comes last.
 IMPLEMENTATIONS: dict[str, Entry] = {
-    "triton": Entry(run=launch.run, why_not=launch.why_not, run_in_place=launch.step_in_place),
-    "cpu": Entry(run=cpu, why_not=why_not_cpu, run_in_place=cpu_in_place),
+    "triton": Entry(run=launch.run, why_not=launch.why_not, step=launch.step),
+    "cpu": Entry(run=cpu, why_not=why_not_cpu, step=cpu_step),
     "chunked": Entry(run=chunked, why_not=why_not_chunked),
     "reference": Entry(run=reference, why_not=_why_not_reference),
 }

@@ -125,7 +125,7 @@ def test_defaults_stay_what_they_are():
         "linear_skip": True,
         "dropout": 0.0,
         "loss": "quantile",
-        "quantile_levels": [0.1, 0.5, 0.9],
+        "quantile_levels": [0.025, 0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 0.975],
         "learning_rate": 1e-3,
         "batch_size": 64,
         "max_epochs": 30,

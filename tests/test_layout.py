@@ -16,10 +16,12 @@ ROOT = Path(__file__).parents[1]
 # rank it needs; the order is that of a datum's way from the table to the command line.
 RANKS = [
     {"errors"},
-    {"types", "files", "devices"},
-    {"config"},
+    {"quantiles"},
+    {"distributions"},
+    {"types", "config", "files", "devices"},
     {"kernels", "datasets", "configs"},
-    {"losses", "metrics", "scaling", "patching", "heads", "significance", "covariates"},
+    {"losses", "metrics", "scaling", "patching", "heads", "significance", "covariates", "copula"},
+    {"conformal"},
     {"layers"},
     {"model"},
     {"lightning", "baselines", "scores", "sizing", "statistical"},

@@ -14,6 +14,7 @@ import trellis_ts
 from trellis_ts import errors, kernels
 
 PUBLIC = [
+    "AdaptiveConformal",
     "BackendError",
     "CheckpointError",
     "ConfigError",

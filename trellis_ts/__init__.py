@@ -9,6 +9,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from trellis_ts.conformal import AdaptiveConformal
     from trellis_ts.errors import BackendError, CheckpointError, ConfigError, DataError, TrellisError
     from trellis_ts.evaluation import evaluate
     from trellis_ts.forecaster import Forecaster
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from trellis_ts.types import Forecast, Panel
 
 _HOMES = {
+    "AdaptiveConformal": "conformal",
     "BackendError": "errors",
     "CheckpointError": "errors",
     "ConfigError": "errors",
@@ -31,6 +33,7 @@ _HOMES = {
 }
 
 __all__ = [
+    "AdaptiveConformal",
     "BackendError",
     "CheckpointError",
     "ConfigError",

@@ -1,8 +1,10 @@
-"""Model directories: ``config.json``, ``data.json`` and ``model.safetensors``. Nothing in them is ever executed.
+"""Model directories: ``config.json``, ``data.json``, ``model.safetensors`` and, of a calibrated model,
+``calibration.json``. Nothing in them is ever executed.
 
-``config.json`` holds the settings, the lengths the model is built for and the checksums of the other two files;
-``data.json`` the columns, the calendar and the scaler. Both have a closed schema: unknown keys, wrong types and values
-out of range are refused, and tensors are compared by name and shape before any is read.
+``config.json`` holds the settings, the lengths the model is built for and the checksums of the other files;
+``data.json`` the columns, the calendar and the scaler; ``calibration.json`` what the validation windows taught about
+bands and paths. All have a closed schema: unknown keys, wrong types and values out of range are refused, and tensors
+are compared by name and shape before any is read.
 """
 
 from __future__ import annotations
@@ -25,7 +27,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from trellis_ts.config import Closed, ExperimentConfig, WindowShape
+from trellis_ts.conformal import Calibration
 from trellis_ts.datasets.covariates import CovariateScaler
+from trellis_ts.distributions import FAMILIES
 from trellis_ts.errors import CheckpointError, ConfigError
 from trellis_ts.files import open_permissions
 from trellis_ts.model import ForecastModel
@@ -39,6 +43,7 @@ if TYPE_CHECKING:
 
 FORMAT_VERSION = 1
 _CONFIG_FILE, _DATA_FILE, _WEIGHTS_FILE = "config.json", "data.json", "model.safetensors"
+_CALIBRATION_FILE = "calibration.json"
 TRAINING_FOLDER = "training"
 """Logs and resumable state, kept beside the model's files and not needed to forecast."""
 _LARGEST_JSON_BYTES = 1 << 30
@@ -106,6 +111,7 @@ class Checkpoint:
     model: ForecastModel
     experiment: ExperimentConfig
     data: DataRecord
+    calibration: Calibration | None = None
 
 
 _Schema = TypeVar("_Schema")
@@ -125,16 +131,20 @@ def save_checkpoint(directory: str | os.PathLike[str], checkpoint: Checkpoint, *
             weights = {name: value.detach().cpu().contiguous() for name, value in checkpoint.model.state_dict().items()}
             save_file(weights, stage / _WEIGHTS_FILE)
             _write_json(stage / _DATA_FILE, asdict(checkpoint.data))
+            written = [_DATA_FILE, _WEIGHTS_FILE]
+            if checkpoint.calibration is not None:
+                _write_json(stage / _CALIBRATION_FILE, asdict(checkpoint.calibration))
+                written.append(_CALIBRATION_FILE)
             config = _ConfigFile(
                 format="trellis_ts.model",
                 format_version=FORMAT_VERSION,
                 package_version=package_version,
                 experiment=checkpoint.experiment,
                 shape=checkpoint.model.shape,
-                sha256={name: _sha256(stage / name) for name in (_DATA_FILE, _WEIGHTS_FILE)},
+                sha256={name: _sha256(stage / name) for name in written},
             )
             _write_json(stage / _CONFIG_FILE, asdict(config))
-            for name in (_CONFIG_FILE, _DATA_FILE, _WEIGHTS_FILE):
+            for name in (_CONFIG_FILE, *written):
                 _flush(stage / name)
                 open_permissions(stage / name, 0o666)
             open_permissions(stage, 0o777)
@@ -163,7 +173,8 @@ def load_checkpoint(directory: str | os.PathLike[str]) -> Checkpoint:
     with _explained(f"cannot read the model at {source}"):
         _check_version(source / _CONFIG_FILE)
         config = _read_json(source / _CONFIG_FILE, _ConfigFile)
-        for name in (_DATA_FILE, _WEIGHTS_FILE):
+        is_calibrated = _CALIBRATION_FILE in config.sha256
+        for name in (_DATA_FILE, _WEIGHTS_FILE, *([_CALIBRATION_FILE] if is_calibrated else [])):
             expected = config.sha256.get(name)
             if not (source / name).is_file():
                 raise CheckpointError(
@@ -183,8 +194,13 @@ def load_checkpoint(directory: str | os.PathLike[str]) -> Checkpoint:
             raise CheckpointError(
                 f"the model at {source} is damaged: {_DATA_FILE} and {_CONFIG_FILE} disagree on covariates"
             )
+        calibration = _read_json(source / _CALIBRATION_FILE, Calibration) if is_calibrated else None
+        if calibration is not None and calibration.prediction_length != config.shape.prediction_length:
+            raise CheckpointError(
+                f"the model at {source} is damaged: {_CALIBRATION_FILE} and {_CONFIG_FILE} disagree on the horizon"
+            )
         model = _read_weights(source / _WEIGHTS_FILE, config)
-    return Checkpoint(model, config.experiment, data)
+    return Checkpoint(model, config.experiment, data, calibration)
 
 
 def build_model(
@@ -192,8 +208,9 @@ def build_model(
 ) -> ForecastModel:
     """An untrained model of this configuration."""
     training = experiment.training
-    levels = training.quantile_levels if training.loss == "quantile" else ()
-    return ForecastModel(experiment.model, shape, levels, implementation=implementation)
+    family = next((each for each in FAMILIES if each == training.loss), None)
+    levels = training.quantile_levels if training.loss == "quantile" or family else ()
+    return ForecastModel(experiment.model, shape, levels, family=family, implementation=implementation)
 
 
 def _read_weights(path: Path, config: _ConfigFile) -> ForecastModel:
@@ -277,7 +294,7 @@ def _swap_in(stage: Path, target: Path) -> None:
     try:
         target.rename(old)
         for each in list(old.iterdir()):
-            if each.name not in (_CONFIG_FILE, _DATA_FILE, _WEIGHTS_FILE):
+            if each.name not in (_CONFIG_FILE, _DATA_FILE, _WEIGHTS_FILE, _CALIBRATION_FILE):
                 each.rename(stage / each.name)
                 moved.append(each.name)
         stage.rename(target)

@@ -12,13 +12,13 @@ from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
 from trellis_ts.errors import ConfigError
-from trellis_ts.types import Cycle
 
 Mixer = Literal["trellis", "attention"]
 Activation = Literal["identity", "silu", "ln_silu"]
 ReadActivation = Literal["ln_silu", "l2_silu", "softmax"]
 Implementation = Literal["auto", "triton", "cpu", "chunked", "reference"]
-Loss = Literal["quantile", "mae", "mse", "huber"]
+Loss = Literal["quantile", "mae", "mse", "huber", "normal", "student_t", "negative_binomial"]
+Cycle = Literal["minute", "hour", "day", "week", "year"]
 Precision = Literal["32", "bf16-mixed", "16-mixed"]
 
 # Far above anything useful; they keep a damaged or hostile model file from asking for absurd amounts of memory.
@@ -246,9 +246,10 @@ class TrainingConfig(Closed):
     """Training: what is minimised, for how long, and on what."""
 
     loss: Loss = "quantile"
-    """What is minimised; quantile gives bands, the others points."""
-    quantile_levels: tuple[float, ...] = (0.1, 0.5, 0.9)
-    """Levels forecast under the quantile loss."""
+    """What is minimised, and with it what is forecast: quantile gives quantiles; mae, mse and huber points; normal,
+    student_t and negative_binomial (for counts) a distribution, by its negative log-likelihood."""
+    quantile_levels: tuple[float, ...] = (0.025, 0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 0.975)
+    """Levels learned under the quantile loss, and those that a distribution's forecast shows."""
     learning_rate: float = 1e-3
     """Peak learning rate: warmed up over the first steps, then lowered along a cosine."""
     weight_decay: float = 0.01

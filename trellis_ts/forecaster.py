@@ -14,7 +14,9 @@ import pyarrow as pa  # type: ignore[import-untyped]
 import torch
 from torch.nn import functional as F
 
+from trellis_ts import conformal
 from trellis_ts.checkpoints import Checkpoint, load_checkpoint, save_checkpoint
+from trellis_ts.copula import sample_scores
 from trellis_ts.datasets import calendar
 from trellis_ts.datasets.covariates import (
     CovariateScaler,
@@ -28,6 +30,7 @@ from trellis_ts.datasets.splits import Scaler
 from trellis_ts.datasets.windows import ScaledPanel
 from trellis_ts.errors import ConfigError, DataError
 from trellis_ts.evaluation import backtest
+from trellis_ts.quantiles import QuantileCurve
 from trellis_ts.types import Batch, Features, Forecast, Panel
 
 if TYPE_CHECKING:
@@ -35,6 +38,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from pathlib import Path
 
+    from jaxtyping import Float
     from numpy.typing import NDArray
 
     from trellis_ts.scores import Evaluation
@@ -43,6 +47,8 @@ _Frame = TypeVar("_Frame")
 _LOGGER = logging.getLogger(__name__)
 # Series forecast at once. It bounds memory; no forecast depends on it.
 _ROWS_PER_BATCH = 1024
+# Numbers of sample paths held at once at most.
+_MOST_SAMPLED_VALUES = 1 << 28
 
 
 class Forecaster:
@@ -51,21 +57,27 @@ class Forecaster:
     Example:
         >>> forecaster = Forecaster.load("models/sales")          # doctest: +SKIP
         >>> forecaster.predict(pandas.read_csv("sales.csv"))      # doctest: +SKIP
+
+    Args:
+        checkpoint: the model.
+        device: where it runs.
+        calibrated: whether bands are calibrated where the model holds a calibration (``trellis_ts.conformal``).
     """
 
-    def __init__(self, checkpoint: Checkpoint, *, device: str = "cpu") -> None:
+    def __init__(self, checkpoint: Checkpoint, *, device: str = "cpu", calibrated: bool = True) -> None:
         self.checkpoint = checkpoint
         self.device = torch.device(device)
+        self.calibrated = calibrated and checkpoint.calibration is not None
         self._model = checkpoint.model.to(self.device).eval()
 
     @classmethod
-    def load(cls, directory: str | os.PathLike[str], *, device: str = "cpu") -> Forecaster:
+    def load(cls, directory: str | os.PathLike[str], *, device: str = "cpu", calibrated: bool = True) -> Forecaster:
         """Reads a model directory.
 
         Raises:
             CheckpointError: it is missing, incomplete, damaged, or of a newer version.
         """
-        return cls(load_checkpoint(directory), device=device)
+        return cls(load_checkpoint(directory), device=device, calibrated=calibrated)
 
     def save(self, directory: str | os.PathLike[str]) -> Path:
         """Writes a model directory whole, or leaves what was there.
@@ -75,7 +87,14 @@ class Forecaster:
         """
         return save_checkpoint(directory, self.checkpoint, package_version=version("trellis-ts"))
 
-    def predict(self, frame: _Frame, future: Any = None, *, prediction_length: int | None = None) -> _Frame:
+    def predict(
+        self,
+        frame: _Frame,
+        future: Any = None,
+        *,
+        prediction_length: int | None = None,
+        quantile_levels: Sequence[float] | None = None,
+    ) -> _Frame:
         """Forecasts what follows the frame's last rows.
 
         Args:
@@ -84,22 +103,52 @@ class Forecaster:
             future: frame with the known covariates over the horizon, of a model that reads some; without it, rows of
                 ``frame`` after the last value are taken.
             prediction_length: steps to forecast; the trained horizon unless given. Beyond it, forecasts are fed back.
+            quantile_levels: any levels between 0 and 1; those of the training unless given.
 
         Returns:
             A frame of the same library: one row per series (per channel of a wide frame) and future stamp; see
             ``forecast_frame``.
 
         Raises:
+            ConfigError: a level the model cannot give.
             DataError: a frame cannot be read, has other columns, or lacks known covariates.
         """
-        panel = self._read(frame)
-        if future is not None:
-            steps = self.prediction_length if prediction_length is None else prediction_length
-            panel = add_future(panel, future, steps, day_first=self.checkpoint.experiment.data.day_first)
-        for line in unseen_categories(panel, self.checkpoint.data.covariates):
-            _LOGGER.warning("%s: %s", panel.source, line)
-        forecast = self.forecast(panel, prediction_length=prediction_length)
+        panel = self._read_with_future(frame, future, prediction_length)
+        forecast = self.forecast(panel, prediction_length=prediction_length, quantile_levels=quantile_levels)
         result: _Frame = as_library_of(frame, forecast_frame(panel, forecast))
+        return result
+
+    def sample(
+        self,
+        frame: _Frame,
+        future: Any = None,
+        *,
+        num_samples: int = 100,
+        seed: int = 0,
+        prediction_length: int | None = None,
+    ) -> _Frame:
+        """Possible futures after the frame's last rows, each a path through the whole horizon.
+
+        At every step the paths spread as the forecast's quantiles say; from step to step they hang together as errors
+        did on the validation windows. Paths of different series and channels are drawn independently.
+
+        Args:
+            frame: history in the columns the model was trained on, as for ``predict``.
+            future: as for ``predict``.
+            num_samples: paths per series (per channel of a wide frame).
+            seed: the same seed gives the same paths.
+            prediction_length: steps to forecast; the trained horizon unless given.
+
+        Returns:
+            A frame of the same library: one row per series, ``sample`` (from 0) and future stamp, with its ``value``.
+
+        Raises:
+            ConfigError: the model gives no distribution to draw from, or holds no calibration.
+            DataError: a frame cannot be read, has other columns, or lacks known covariates.
+        """
+        panel = self._read_with_future(frame, future, prediction_length)
+        paths = self.sample_paths(panel, num_samples=num_samples, seed=seed, prediction_length=prediction_length)
+        result: _Frame = as_library_of(frame, sample_frame(panel, paths))
         return result
 
     def backtest(
@@ -152,6 +201,16 @@ class Forecaster:
             regularize=settings.regularize,
         )
 
+    def _read_with_future(self, frame: Any, future: Any, prediction_length: int | None) -> Panel:
+        """The history, with the known covariates of the second frame where there is one."""
+        panel = self._read(frame)
+        if future is not None:
+            steps = self.prediction_length if prediction_length is None else prediction_length
+            panel = add_future(panel, future, steps, day_first=self.checkpoint.experiment.data.day_first)
+        for line in unseen_categories(panel, self.checkpoint.data.covariates):
+            _LOGGER.warning("%s: %s", panel.source, line)
+        return panel
+
     def check(self, panel: Panel) -> Panel:
         """The panel with its channels in the model's order.
 
@@ -190,11 +249,13 @@ class Forecaster:
             CovariateScaler(self.checkpoint.data.covariates, self._model.shape.covariates.cycles),
         )
 
-    def forecast(self, panel: Panel, *, prediction_length: int | None = None) -> Forecast:
+    def forecast(
+        self, panel: Panel, *, prediction_length: int | None = None, quantile_levels: Sequence[float] | None = None
+    ) -> Forecast:
         """Forecasts each series from its end, in the units of the data: ``[series, horizon, channel]``.
 
         Raises:
-            ConfigError: ``prediction_length`` is below 1.
+            ConfigError: ``prediction_length`` is below 1, or a level cannot be given.
             DataError: the panel does not fit the model, or its known covariates do not reach over the horizon.
         """
         horizon = self.prediction_length if prediction_length is None else prediction_length
@@ -211,7 +272,39 @@ class Forecaster:
             index = np.arange(start, min(start + _ROWS_PER_BATCH, len(ends)))
             batch = scaled.gather(index, ends[index], self._model.shape.context_length, 0, horizon)
             pieces.append(self.roll_out(batch, horizon))
-        return _unscale(pieces, scaler)
+        forecast = _unscale(pieces, scaler, is_count=self._model.family == "negative_binomial")
+        return forecast if quantile_levels is None else forecast.at_levels(quantile_levels)
+
+    def sample_paths(
+        self, panel: Panel, *, num_samples: int = 100, seed: int = 0, prediction_length: int | None = None
+    ) -> Float[torch.Tensor, "sample series horizon channel"]:
+        """The paths of ``sample`` as a tensor, in the units of the data.
+
+        Raises:
+            ConfigError: the model gives no distribution to draw from, or holds no calibration; too many paths.
+            DataError: the panel does not fit the model, or its known covariates do not reach over the horizon.
+        """
+        if num_samples < 1:
+            raise ConfigError(f"num_samples={num_samples} must be at least 1")
+        if not 0 <= seed < 1 << 63:
+            raise ConfigError(f"seed={seed} must lie between 0 and {(1 << 63) - 1}")
+        if self.checkpoint.calibration is None:
+            raise ConfigError(
+                "this model holds no calibration, from which paths learn how their steps hang together; train it anew"
+            )
+        forecast = self.forecast(panel, prediction_length=prediction_length)
+        if num_samples * forecast.point.numel() > _MOST_SAMPLED_VALUES:
+            raise ConfigError(
+                f"num_samples={num_samples} paths of {forecast.point.numel():,} values exceed the "
+                f"{_MOST_SAMPLED_VALUES:,} held at once; draw fewer, or of fewer series at a time"
+            )
+        generator = torch.Generator().manual_seed(seed)
+        shape = forecast.point.shape
+        marginal = forecast.marginal()
+        scores = sample_scores(
+            self.checkpoint.calibration.correlations, (shape[0], shape[1], shape[2]), num_samples, generator
+        )
+        return marginal.quantile(torch.special.ndtr(scores))
 
     @property
     def prediction_length(self) -> int:
@@ -251,12 +344,12 @@ class Forecaster:
             )
             forecasts.append(self._model(batch))
             done += self.prediction_length
-        quantiles = [each.quantiles for each in forecasts if each.quantiles is not None]
-        return Forecast(
-            point=torch.cat([each.point for each in forecasts], dim=1)[:, :prediction_length].cpu(),
-            quantiles=torch.cat(quantiles, dim=1)[:, :prediction_length].cpu() if quantiles else None,
-            quantile_levels=self._model.quantile_levels,
-        )
+        forecast = Forecast.joined(forecasts, dim=1).map(lambda each: each[:, :prediction_length].cpu())
+        if self._model.family is not None:
+            forecast = forecast.at_levels(self._model.quantile_levels)
+        if self.calibrated and self.checkpoint.calibration is not None:
+            forecast = conformal.apply(self.checkpoint.calibration, forecast)
+        return forecast
 
 
 def _shifted(features: Features, steps: int, length: int | None = None) -> Features:
@@ -266,15 +359,15 @@ def _shifted(features: Features, steps: int, length: int | None = None) -> Featu
     return Features(*(F.pad(each[:, steps:stop], (0, 0, 0, missing)) for each in features))
 
 
-def _unscale(pieces: Sequence[Forecast], scaler: Scaler) -> Forecast:
-    """From the standardised scale to the units of the data, in float64."""
+def _unscale(pieces: Sequence[Forecast], scaler: Scaler, *, is_count: bool) -> Forecast:
+    """From the standardised scale to the units of the data, in float64; counts become whole numbers."""
     loc, scale = torch.from_numpy(scaler.loc)[:, None], torch.from_numpy(scaler.scale)[:, None]  # [S, 1, C]
-    quantiles = [piece.quantiles for piece in pieces if piece.quantiles is not None]
-    return Forecast(
-        point=torch.cat([piece.point for piece in pieces]) * scale + loc,
-        quantiles=torch.cat(quantiles) * scale[..., None] + loc[..., None] if quantiles else None,
-        quantile_levels=pieces[0].quantile_levels,
-    )
+    forecast = Forecast.joined(pieces, dim=0).map(torch.Tensor.double).affine(loc, scale)
+    if not is_count:
+        return forecast
+    if isinstance(forecast.distribution, QuantileCurve):
+        forecast = replace(forecast, distribution=replace(forecast.distribution, is_count=True))
+    return replace(forecast, quantiles=None).at_levels(forecast.quantile_levels)
 
 
 def forecast_frame(
@@ -342,6 +435,33 @@ def as_library_of(native: Any, frame: pd.DataFrame) -> Any:
     backend = nw.from_native(native, eager_only=True).implementation
     table = pa.Table.from_pandas(frame, preserve_index=False).replace_schema_metadata(None)
     return nw.from_arrow(table, backend=backend).to_native()
+
+
+def sample_frame(
+    panel: Panel,
+    paths: Float[torch.Tensor, "sample series horizon channel"],
+    *,
+    id_name: str | None = None,
+    time_name: str | None = None,
+) -> pd.DataFrame:
+    """Sample paths as a long frame: series, stamp, ``sample`` and ``value``, one path after the other.
+
+    Args:
+        panel: the history that was forecast.
+        paths: in the units of the data.
+        id_name: as for ``forecast_frame``.
+        time_name: as for ``forecast_frame``.
+    """
+    num_samples, _, horizon, _ = paths.shape
+    columns: dict[str, Any] = {}
+    for name, values in _index_columns(panel, horizon, id_name, time_name).items():
+        rows = np.arange(len(values)).reshape(-1, 1, horizon).repeat(num_samples, axis=1).ravel()
+        columns[name] = values[rows]
+    taken = tuple(columns)
+    numbers = np.tile(np.repeat(np.arange(num_samples), horizon), len(rows) // (num_samples * horizon))
+    columns[free_name("sample", taken)] = numbers
+    columns[free_name("value", taken)] = paths.permute(1, 3, 0, 2).reshape(-1).double().numpy()
+    return pd.DataFrame(columns)
 
 
 def _flat(values: torch.Tensor) -> NDArray[np.float64]:

@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from trellis_ts.distributions import PredictiveDistribution
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -36,13 +38,14 @@ def forecast_loss(
         if forecast.quantiles is None:
             raise ValueError("the quantile loss needs a model with quantile levels")
         values = quantile_loss(forecast.quantiles, future, forecast.quantile_levels)
+    elif loss == "mse":
+        values = (forecast.point - future).square()
+    elif loss == "mae":
+        values = (forecast.point - future).abs()
+    elif loss == "huber":
+        values = torch.nn.functional.huber_loss(forecast.point, future, reduction="none")
     else:
-        error = forecast.point - future
-        if loss == "mse":
-            values = error.square()
-        elif loss == "mae":
-            values = error.abs()
-        else:
-            values = torch.nn.functional.huber_loss(forecast.point, future, reduction="none")
-    weight = observed.to(values.dtype)
-    return (values * weight).sum() / weight.sum().clamp(min=1.0)
+        if not isinstance(forecast.distribution, PredictiveDistribution):
+            raise ValueError(f"the loss {loss} needs a model that forecasts a distribution")
+        values = -forecast.distribution.log_prob(future)
+    return torch.where(observed, values, 0.0).sum() / observed.sum().clamp(min=1)

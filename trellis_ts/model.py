@@ -9,6 +9,7 @@ from torch import nn
 
 from trellis_ts.config import CovariateShape
 from trellis_ts.covariates import CovariateEmbedding, zeroed
+from trellis_ts.distributions import NUM_PARAMETERS, shape_distribution
 from trellis_ts.heads import ForecastHead, center_index, spread_quantiles
 from trellis_ts.layers.block import Block
 from trellis_ts.patching import PatchEmbedding
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from trellis_ts.config import Implementation, ModelConfig, WindowShape
+    from trellis_ts.distributions import Family
     from trellis_ts.types import Batch
 
 
@@ -31,7 +33,8 @@ class ForecastModel(nn.Module):
     Args:
         config: the network's settings.
         shape: the lengths and the number of channels it is built for.
-        quantile_levels: what to forecast; empty for points only.
+        quantile_levels: what to forecast; empty for points only. A distribution's are those it shows.
+        family: the distribution to forecast; None for quantiles or points.
         implementation: how the memory is computed; it changes no number.
     """
 
@@ -41,17 +44,19 @@ class ForecastModel(nn.Module):
         shape: WindowShape,
         quantile_levels: tuple[float, ...] = (),
         *,
+        family: Family | None = None,
         implementation: Implementation = "auto",
     ) -> None:
         super().__init__()
-        self.config, self.shape, self.quantile_levels = config, shape, quantile_levels
+        self.config, self.shape, self.quantile_levels, self.family = config, shape, quantile_levels, family
         self.patches = PatchEmbedding(shape, config.width, position_embedding=config.position_embedding)
         self.blocks = nn.ModuleList(Block(config, implementation=implementation) for _ in range(config.num_layers))
+        num_outputs = NUM_PARAMETERS[family] if family else max(1, len(quantile_levels))
         self.head = ForecastHead(
             num_patches=shape.num_patches,
             width=config.width,
             prediction_length=shape.prediction_length,
-            num_outputs=max(1, len(quantile_levels)),
+            num_outputs=num_outputs,
             pooling=config.pooling,
             dropout=config.dropout,
         )
@@ -61,7 +66,7 @@ class ForecastModel(nn.Module):
         )
         # Made last, so that the other weights start alike with and without covariates.
         self.covariates = (
-            CovariateEmbedding(shape, config.width, config.covariate_width, max(1, len(quantile_levels)))
+            CovariateEmbedding(shape, config.width, config.covariate_width, num_outputs)
             if shape.covariates != CovariateShape()
             else None
         )
@@ -85,18 +90,31 @@ class ForecastModel(nn.Module):
         if self.covariates is not None and (added := self.covariates.forecast(batch, tokens.mean(dim=1))) is not None:
             output = output + added
 
-        center = center_index(self.quantile_levels) if self.quantile_levels else 0
-        if self.quantile_levels:
-            output = spread_quantiles(output, center)
+        if self.family is None and self.quantile_levels:
+            output = spread_quantiles(output, center_index(self.quantile_levels))
+        # Of a distribution only the location, which comes first, is moved; what shapes it stays as it is.
+        num_moved = 1 if self.family else output.shape[-1]
+        location, rest = output[..., :num_moved], output[..., num_moved:]
         if self.skip is not None:
-            output = output + self.skip(rows)[..., None]
-        output = output.view(len(context), -1, *output.shape[1:]).transpose(1, 2)  # [B, horizon, C, Q]
-        output = (output + future_cycle[..., None]) * scale[..., None] + loc[..., None]
-        return Forecast(
-            point=output[..., center],
-            quantiles=output if self.quantile_levels else None,
-            quantile_levels=self.quantile_levels,
-        )
+            location = location + self.skip(rows)[..., None]
+        location, rest = (self._by_channel(each, len(context)) for each in (location, rest))  # [B, horizon, C, Q]
+        location = (location + future_cycle[..., None]) * scale[..., None] + loc[..., None]
+        if self.family is None:
+            return self._quantile_forecast(location)
+        units = None if batch.loc is None or batch.scale is None else (batch.loc, batch.scale)
+        distribution = shape_distribution(self.family, location[..., 0], rest, scale, units)
+        return Forecast(point=distribution.mean.to(location.dtype), distribution=distribution)
+
+    def _by_channel(self, output: Tensor, batch: int) -> Float[Tensor, "batch horizon channel output"]:
+        """From one row per channel."""
+        return output.view(batch, self.shape.num_channels, *output.shape[1:]).transpose(1, 2)
+
+    def _quantile_forecast(self, quantiles: Float[Tensor, "batch horizon channel quantile"]) -> Forecast:
+        """Points where there are no levels."""
+        if not self.quantile_levels:
+            return Forecast(point=quantiles[..., 0])
+        center = center_index(self.quantile_levels)
+        return Forecast(point=quantiles[..., center], quantiles=quantiles, quantile_levels=self.quantile_levels)
 
     def _cycle(
         self, phase: Tensor

@@ -38,9 +38,9 @@ _LINES: tuple[tuple[str, str | tuple[float, tuple[float, ...]]], ...] = (
 
 @dataclass(frozen=True, eq=False)
 class ForecastPicture:
-    """What is drawn for one series: history, forecast and the band between two quantiles.
+    """What is drawn for one series: history, forecast, the band between two quantiles and, darker, one inside it.
 
-    ``band`` holds the lower and the upper edge; ``band_label`` says which. Times are ``datetime64``.
+    A band holds the lower and the upper edge; its label says which. Times are ``datetime64``.
     """
 
     title: str
@@ -50,6 +50,8 @@ class ForecastPicture:
     point: NDArray[np.float64]
     band: tuple[NDArray[np.float64], NDArray[np.float64]] | None = None
     band_label: str = ""
+    inner_band: tuple[NDArray[np.float64], NDArray[np.float64]] | None = None
+    inner_band_label: str = ""
 
 
 def plot_forecasts(pictures: Sequence[ForecastPicture], path: Path, *, title: str = "") -> int:
@@ -78,17 +80,12 @@ def plot_forecasts(pictures: Sequence[ForecastPicture], path: Path, *, title: st
 
 def _draw(axis: Axes, picture: ForecastPicture) -> None:
     axis.plot(picture.history_time, picture.history, color=_HISTORY_COLOUR, linewidth=1.0, label="history")
-    if picture.band is not None:
-        lower, upper = picture.band
-        axis.fill_between(
-            picture.time,
-            lower,
-            upper,
-            color=_BAND_COLOUR,
-            alpha=0.4,
-            linewidth=0,
-            label=picture.band_label,
-        )
+    for band, alpha, label in (
+        (picture.band, 0.35, picture.band_label),
+        (picture.inner_band, 0.45, picture.inner_band_label),
+    ):
+        if band is not None:
+            axis.fill_between(picture.time, *band, color=_BAND_COLOUR, alpha=alpha, linewidth=0, label=label)
     axis.plot(
         picture.time,
         picture.point,

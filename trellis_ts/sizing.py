@@ -13,9 +13,9 @@ from trellis_ts.errors import ConfigError, DataError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from trellis_ts.config import WindowConfig
+    from trellis_ts.config import Cycle, WindowConfig
     from trellis_ts.datasets.covariates import CovariateScaler
-    from trellis_ts.types import Cycle, Panel, Role
+    from trellis_ts.types import Panel, Role
 
 # A context spans this many seasons of sub-daily data (a week of days) or of coarser data, up to the longest.
 _SEASONS_SUB_DAILY, _SEASONS_COARSER = 7, 3

@@ -6,7 +6,7 @@ statsforecast comes with ``pip install trellis-ts[baselines]`` and is imported w
 from __future__ import annotations
 
 import warnings
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, cast
 
 import numpy as np
 
@@ -42,11 +42,9 @@ def load_model(name: str, season_length: int) -> StatisticalModel:
             "pip install 'trellis-ts[baselines]', or choose from naive, seasonal_naive, drift"
         ) from None
     if name == "mstl":
-        model: StatisticalModel = models.MSTL(season_length=[season_length])
-    else:
-        classes = {"auto_ets": models.AutoETS, "auto_theta": models.AutoTheta, "auto_arima": models.AutoARIMA}
-        model = classes[name](season_length=season_length)
-    return model
+        return cast("StatisticalModel", models.MSTL(season_length=[season_length]))
+    classes = {"auto_ets": models.AutoETS, "auto_theta": models.AutoTheta, "auto_arima": models.AutoARIMA}
+    return cast("StatisticalModel", classes[name](season_length=season_length))
 
 
 def statistical_forecast(

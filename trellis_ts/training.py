@@ -11,11 +11,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import lightning
+import numpy as np
 import torch
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from lightning.pytorch.loggers import TensorBoardLogger
 
 from trellis_ts.checkpoints import Checkpoint, DataRecord, SeriesRecord, build_model
+from trellis_ts.conformal import calibrate
+from trellis_ts.datasets import calendar
 from trellis_ts.datasets.long_horizon import borders, find_benchmark
 from trellis_ts.datasets.splits import Splits
 from trellis_ts.datasets.windows import ScaledPanel, WindowDataset
@@ -125,6 +128,8 @@ def prepare(panel: Panel, config: ExperimentConfig) -> Preparation:
         DataError: too little data.
     """
     splits = make_splits(panel, config, choose_prediction_length(panel, config.window))
+    if config.training.loss == "negative_binomial":
+        _check_counts(splits)
     train_rows = max(each.train[1] - each.train[0] for each in splits.borders)
     shape = choose_shape(panel, config.window, train_rows=train_rows)
     training = config.training
@@ -175,7 +180,7 @@ def fit(
     observer: TrainingObserver | None = None,
     resume: bool = False,
 ) -> tuple[Checkpoint, TrainingSummary]:
-    """Trains, keeping the weights of the epoch with the lowest validation loss.
+    """Trains, keeping the weights of the epoch with the lowest validation loss, and calibrates on the same windows.
 
     Logs (``log.csv`` and TensorBoard) and the state to resume from go to ``directory``, whose checkpoints are private:
     only those this function wrote itself are ever read back.
@@ -230,7 +235,26 @@ def fit(
         validation_windows=len(preparation.validation),
         left_out_series=preparation.left_out_series,
     )
-    return Checkpoint(model.cpu().eval(), preparation.config, _record(preparation)), summary
+    device = torch.device(resolve_device(training.device))
+    calibration = calibrate(model.to(device).eval(), preparation.validation, device=device)
+    return Checkpoint(model.cpu(), preparation.config, _record(preparation), calibration), summary
+
+
+def _check_counts(splits: Splits) -> None:
+    """Refuses what the negative binomial distribution has no probability for, among the rows training reads."""
+    panel = splits.panel
+    for series, border in zip(panel.series, splits.borders, strict=True):
+        values = series.values[: border.validation[1]]
+        wrong = np.argwhere(~np.isnan(values) & ((values < 0) | (values != np.round(values))))
+        if len(wrong):
+            row, column = wrong[0]
+            name = panel.channels[column] + ("" if panel.is_wide else f"' of series '{series.name}")
+            stamp = calendar.format_times(series.time[[row]], panel.freq, panel.timezone)[0]
+            raise DataError(
+                f"{panel.source}: --loss negative_binomial takes counts, but column '{name}' holds "
+                f"{values[row, column]:g} at {stamp} (row {row + 1} of the series in time order); choose --loss "
+                "student_t or quantile, or round and clip the column"
+            )
 
 
 def _check_state(path: Path) -> None:

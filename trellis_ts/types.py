@@ -6,20 +6,27 @@ with the readers and the forecaster.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
+
+import torch
+
+from trellis_ts.errors import ConfigError
+from trellis_ts.quantiles import QuantileCurve
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
     import numpy as np
-    import torch
     from jaxtyping import Bool, Float, Int
     from numpy.typing import NDArray
     from torch import Tensor
 
+    from trellis_ts.distributions import PredictiveDistribution
+
 SplitName = Literal["train", "validation", "test"]
 Role = Literal["past", "known", "static"]
 """When a covariate is known: up to the forecast's origin, up to its end, or always (one value per series)."""
-Cycle = Literal["minute", "hour", "day", "week", "year"]
 
 
 @dataclass(frozen=True)
@@ -139,10 +146,6 @@ class Features(NamedTuple):
     codes: Int[Tensor, "batch *step category"]
     """Categories counted from 1 in the model's record; 0 for one it does not hold, and where missing."""
 
-    def to(self, device: torch.device) -> Features:
-        """The same features on another device."""
-        return Features(*(each.to(device, non_blocking=True) for each in self))
-
 
 class Batch(NamedTuple):
     """What the model reads, on the scale of the training rows (mean 0, standard deviation 1 per series and channel).
@@ -168,38 +171,110 @@ class Batch(NamedTuple):
     """Over context and horizon, or further where forecasts are fed back; None without known covariates."""
     static: Features | None = None
     """Without steps; None without static attributes."""
+    loc: Float[Tensor, "batch 1 channel"] | None = None
+    """With ``scale`` what takes this scale to data units, ``value * scale + loc``; only counts ask for it."""
+    scale: Float[Tensor, "batch 1 channel"] | None = None
 
     def to(self, device: torch.device) -> Batch:
-        """The same batch on another device."""
-        return Batch(
-            self.context.to(device, non_blocking=True),
-            self.observed.to(device, non_blocking=True),
-            self.phase.to(device, non_blocking=True),
-            self.series.to(device, non_blocking=True),
-            None if self.future is None else self.future.to(device, non_blocking=True),
-            None if self.future_observed is None else self.future_observed.to(device, non_blocking=True),
-            *(None if each is None else each.to(device) for each in (self.past, self.known, self.static)),
-        )
+        """The same batch on another device; without double precision where the device has none."""
+        return Batch(*(None if part is None else _moved(part, device) for part in self))  # type: ignore[arg-type]
+
+
+def _moved(part: Tensor | Features, device: torch.device) -> Tensor | Features:
+    if isinstance(part, Features):
+        return Features(*(_to(each, device) for each in part))
+    return _to(part, device)
+
+
+def _to(part: Tensor, device: torch.device) -> Tensor:
+    if device.type == "mps" and part.dtype == torch.float64:
+        part = part.float()
+    return part.to(device, non_blocking=True)
 
 
 @dataclass(frozen=True, eq=False)
 class Forecast:
     """Predicted values: ``point`` is ``[batch, horizon, channel]``, ``quantiles`` has the levels on a last axis.
 
-    ``quantiles`` is None for a model trained to give points only; else ``point`` is the median (the level nearest
-    to 0.5).
+    ``quantiles`` is None for a model that gives points only; else ``point`` is the median (the trained level nearest to
+    0.5), or the mean of a forecast distribution. ``distribution`` is what lies behind the quantiles where more is known
+    than those: a distribution's parameters, or a curve of more levels.
     """
 
     point: Float[Tensor, "batch horizon channel"]
     quantiles: Float[Tensor, "batch horizon channel quantile"] | None = None
     quantile_levels: tuple[float, ...] = ()
+    distribution: PredictiveDistribution | QuantileCurve | None = None
 
     def quantile(self, level: float) -> Float[Tensor, "batch horizon channel"]:
-        """One of the trained quantile levels.
+        """The quantile at any level between 0 and 1.
+
+        A level that is not in ``quantile_levels`` comes from the distribution, or is interpolated between those levels
+        and lies on a normal tail beyond them (``trellis_ts.quantiles``).
 
         Raises:
-            ValueError: the level was not trained.
+            ConfigError: the level is not between 0 and 1, or the forecast does not tell.
         """
-        if self.quantiles is None or level not in self.quantile_levels:
-            raise ValueError(f"quantile {level} was not trained; there are {self.quantile_levels}")
-        return self.quantiles[..., self.quantile_levels.index(level)]
+        if not 0 < level < 1:
+            raise ConfigError(f"quantile level {level} must lie between 0 and 1")
+        if self.quantiles is not None and level in self.quantile_levels:
+            return self.quantiles[..., self.quantile_levels.index(level)]
+        return self.marginal().quantile(torch.tensor(level, dtype=torch.float64))
+
+    def at_levels(self, levels: Sequence[float]) -> Forecast:
+        """The same forecast with the quantiles of other levels, in rising order.
+
+        Raises:
+            ConfigError: as for ``quantile``.
+        """
+        chosen = tuple(sorted(set(levels)))
+        quantiles = torch.stack([self.quantile(level) for level in chosen], dim=-1)
+        return replace(self, quantiles=quantiles, quantile_levels=chosen)
+
+    def marginal(self) -> PredictiveDistribution | QuantileCurve:
+        """What is known of each element's distribution.
+
+        Raises:
+            ConfigError: a forecast of points, or of a single quantile, which tells nothing of other levels.
+        """
+        if self.distribution is not None:
+            return self.distribution
+        if self.quantiles is None or len(self.quantile_levels) < 2:
+            known = "points only" if self.quantiles is None else f"the level {self.quantile_levels[0]:g} only"
+            raise ConfigError(
+                f"this forecast gives {known}, which tells nothing of other quantiles; train with --loss quantile and "
+                "two or more levels, or with a distribution such as --loss student_t"
+            )
+        return QuantileCurve(self.quantile_levels, self.quantiles)
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> Forecast:
+        """A function applied to all tensors; it must act on the first three axes only."""
+        return Forecast(
+            point=function(self.point),
+            quantiles=None if self.quantiles is None else function(self.quantiles),
+            quantile_levels=self.quantile_levels,
+            distribution=None if self.distribution is None else self.distribution.map(function),
+        )
+
+    def affine(self, loc: Float[Tensor, "batch 1 channel"], scale: Float[Tensor, "batch 1 channel"]) -> Forecast:
+        """The forecast of ``loc + scale`` times what this one forecasts."""
+        quantiles = self.quantiles
+        return Forecast(
+            point=self.point * scale + loc,
+            quantiles=None if quantiles is None else quantiles * scale[..., None] + loc[..., None],
+            quantile_levels=self.quantile_levels,
+            distribution=None if self.distribution is None else self.distribution.affine(loc, scale),
+        )
+
+    @staticmethod
+    def joined(forecasts: Sequence[Forecast], dim: int) -> Forecast:
+        """Forecasts of one kind, one after the other along an axis."""
+        first = forecasts[0]
+        quantiles = [each.quantiles for each in forecasts if each.quantiles is not None]
+        others: list[Any] = [each.distribution for each in forecasts[1:]]
+        return Forecast(
+            point=torch.cat([each.point for each in forecasts], dim=dim),
+            quantiles=torch.cat(quantiles, dim=dim) if quantiles else None,
+            quantile_levels=first.quantile_levels,
+            distribution=None if first.distribution is None else first.distribution.joined(others, dim),
+        )

@@ -61,10 +61,16 @@ def run(
     return output, MemoryState(key_memory, value_memory)
 
 
-def step_in_place(tokens: Tokens, state: MemoryState, options: Options) -> Float[Tensor, "batch time head dim"]:
-    """Compute ``trellis_memory`` without gradients, writing the final state over the initial one."""
-    output: Tensor = memory_in_place(*tokens, *state, *_plain(options)[:3])
-    return output
+def step(
+    tokens: Tokens, state: MemoryState, options: Options, inplace: bool
+) -> tuple[Float[Tensor, "batch head dim"], MemoryState]:
+    """Compute ``trellis_memory_step`` without gradients."""
+    sequence = Tokens(*(tensor.unsqueeze(1) for tensor in tokens))
+    if inplace:
+        output: Tensor = memory_in_place(*sequence, *state, *_plain(options)[:3])
+    else:
+        output, state = run(sequence, state, options)
+    return output.squeeze(1), state
 
 
 def _plain(options: Options) -> tuple[str, str, float, int, bool]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -93,7 +95,7 @@ def trellis_memory(
         initial_state = MemoryState(zero, zero)
     else:
         check_state("initial_state", initial_state, query, sizes)
-    return _run(tokens, initial_state, options, implementation)
+    return _chosen(tokens, options, implementation).run(tokens, MemoryState(*initial_state), options)
 
 
 def trellis_memory_step(
@@ -139,35 +141,51 @@ def trellis_memory_step(
         BackendError: as for ``trellis_memory``.
     """
     tokens = Tokens(query, key, value, target, log_forget, step_size)
-    options = Options(write_activation, read_activation, write_epsilon, chunk_length=1, second_order=second_order)
-    check_state("state", state, query, check_tokens(tokens, has_time=False))
-    sequence = Tokens(*(tensor.unsqueeze(1) for tensor in tokens))
-    if inplace:
-        return _run_in_place(sequence, state, options, implementation).squeeze(1), state
-    output, state = _run(sequence, state, options, implementation)
-    return output.squeeze(1), state
-
-
-def _run(
-    tokens: Tokens, initial_state: MemoryState, options: Options, implementation: Implementation
-) -> tuple[Float[Tensor, "batch time head dim"], MemoryState]:
-    return _chosen(tokens, options, implementation).run(tokens, MemoryState(*initial_state), options)
-
-
-def _run_in_place(
-    tokens: Tokens, state: MemoryState, options: Options, implementation: Implementation
-) -> Float[Tensor, "batch time head dim"]:
+    settings = (write_activation, read_activation, write_epsilon, 1, second_order)
+    entry, options = _checked_step(tokens, state, settings, implementation)
     if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (*tokens, *state)):
-        raise ConfigError(
-            "inplace=True would overwrite a state that autograd needs; call it under torch.no_grad(), or leave it out"
-        )
-    entry = _chosen(tokens, options, implementation)
-    if entry.run_in_place is not None:
-        return entry.run_in_place(tokens, state, options)
-    output, final_state = entry.run(tokens, state, options)
-    for memory, final in zip(state, final_state, strict=True):
-        memory.copy_(final)
-    return output
+        if inplace:
+            raise ConfigError(
+                "inplace=True would overwrite a state that autograd needs; call it under torch.no_grad(), or leave it "
+                "out"
+            )
+    elif entry.step is not None and type(query) is torch.Tensor and not torch.compiler.is_compiling():
+        return entry.step(tokens, state, options, inplace)
+    output, final_state = entry.run(Tokens(*(tensor.unsqueeze(1) for tensor in tokens)), MemoryState(*state), options)
+    if inplace:
+        for memory, final in zip(state, final_state, strict=True):
+            memory.copy_(final)
+        return output.squeeze(1), state
+    return output.squeeze(1), final_state
+
+
+# What the checks of a step and the choice of its implementation look at, and what came of them. A model decodes with
+# the same shapes token after token, and to look at them again costs more than the step.
+_checked_steps: dict[tuple[Any, ...], tuple[dispatch.Entry, Options]] = {}
+_MOST_CHECKED_STEPS = 256
+
+
+def _checked_step(
+    tokens: Tokens, state: MemoryState, settings: tuple[Any, ...], implementation: Implementation
+) -> tuple[dispatch.Entry, Options]:
+    try:
+        seen = (implementation, *settings, *((each.shape, each.dtype, each.device) for each in (*tokens, *state)))
+    except (AttributeError, TypeError):  # something among them is no tensor; the checks say what
+        return _check_step(tokens, state, Options(*settings), implementation)
+    if torch.compiler.is_compiling():
+        return _check_step(tokens, state, Options(*settings), implementation)
+    if seen not in _checked_steps:
+        if len(_checked_steps) == _MOST_CHECKED_STEPS:
+            _checked_steps.clear()
+        _checked_steps[seen] = _check_step(tokens, state, Options(*settings), implementation)
+    return _checked_steps[seen]
+
+
+def _check_step(
+    tokens: Tokens, state: MemoryState, options: Options, implementation: Implementation
+) -> tuple[dispatch.Entry, Options]:
+    check_state("state", state, tokens.query, check_tokens(tokens, has_time=False))
+    return _chosen(Tokens(*(tensor.unsqueeze(1) for tensor in tokens)), options, implementation), options
 
 
 def _chosen(tokens: Tokens, options: Options, implementation: Implementation) -> dispatch.Entry:

@@ -93,8 +93,10 @@ class Run(Protocol):
         """Return the output in the tokens' dtype, and the final state in the initial state's."""
 
 
-class RunInPlace(Protocol):
-    """``Run`` without gradients, on a state that it overwrites."""
+class RunStep(Protocol):
+    """One token, given without a time axis, and without gradients."""
 
-    def __call__(self, tokens: Tokens, state: MemoryState, options: Options) -> Float[Tensor, "batch time head dim"]:
-        """Return the output, and leave the final state in the tensors of ``state``."""
+    def __call__(
+        self, tokens: Tokens, state: MemoryState, options: Options, inplace: bool
+    ) -> tuple[Float[Tensor, "batch head dim"], MemoryState]:
+        """Return the output and the final state: ``state`` itself, overwritten, if ``inplace``."""

@@ -15,7 +15,7 @@ import pytest
 from trellis_ts.__main__ import main
 
 _TINY = ("--width", "8", "--num-heads", "2", "--num-layers", "1", "--num-slots", "3", "--feedforward-width", "8")
-_TINY += ("--max-epochs", "1")
+_TINY += ("--max-epochs", "1", "--quantile-levels", "0.1", "0.5", "0.9")
 _LENGTHS = ("--context-length", "24", "--patch-length", "6", "--prediction-length", "6")
 
 

@@ -72,6 +72,51 @@ def test_from_a_table_to_a_forecast(trellis, folder, model):
     assert scores["num_windows"] == 4 * (9 - 7 + 1)
 
 
+def test_distributions_paths_and_scores_take_them_too(trellis, refused, folder, tiny):
+    table = make_table()
+    table["sold"] = table["sold"].round()
+    table.to_csv("table.csv", index=False)
+    table[table["sold"].notna()].to_csv("history.csv", index=False)
+    table[table["sold"].isna()][["shop", "item", "day", "promo", "price"]].to_csv("future.csv", index=False)
+    small = tiny[: tiny.index("--context-length")]
+    options = ("--loss", "negative_binomial", "--id", "shop,item", *_NAMES, *small, *_LENGTHS)
+    trellis("train", "table.csv", "-o", "model", "--quiet", *options)
+    info = trellis("info", "model", "--json").data
+    assert info["settings"]["loss"] == "negative_binomial"
+    assert info["calibration"]["num_windows"] == 4 * (9 - 7 + 1)
+    assert info["covariates"][0] == "visits (past)"
+    samples = ("--samples", "3", "--seed", "1")
+    result = trellis("forecast", "model", "history.csv", "--future", "future.csv", "-o", "paths.csv", *samples)
+    assert "wrote 84 rows (4 series, 1 channel, 3 samples, 7 steps)" in result.err + result.out
+    frame = pd.read_csv("paths.csv")
+    assert list(frame.columns) == ["shop", "item", "ds", "sample", "value"]
+    assert (frame["value"] == frame["value"].round()).all()
+    trellis("forecast", "model", "table.csv", "-o", "again.csv", *samples)
+    assert (folder / "again.csv").read_bytes() == (folder / "paths.csv").read_bytes()
+    assert "known covariates (promo, price) are missing" in refused("forecast", "model", "history.csv", *samples)
+    levels = ("--quantile-levels", "0.2,0.8", "--prediction-length", "10", "--no-calibration")
+    trellis("forecast", "model", "history.csv", "--future", "future.csv", "-o", "bands.csv", *levels)
+    frame = pd.read_csv("bands.csv")
+    assert list(frame.columns) == ["shop", "item", "ds", "forecast", "q0.2", "q0.8"]
+    assert len(frame) == 4 * 10
+    scores = trellis("evaluate", "model", "table.csv", "--json", "--baselines", "naive,drift").data
+    assert scores["num_windows"] == 4 * (9 - 7 + 1)
+    assert scores["model"]["mae"] > 0
+    plain = trellis("evaluate", "model", "table.csv", "--json", "--baselines", "naive,drift", "--no-calibration").data
+    assert all(plain[name] == scores[name] for name in ("naive", "drift"))
+    assert plain["model"]["mae"] == scores["model"]["mae"]
+    assert plain["model"]["crps"] != scores["model"]["crps"]
+
+
+def test_a_series_of_known_covariates_alone_is_refused(refused, trellis, folder, model):
+    table = make_table()
+    table.loc[(table["shop"] == "south") & (table["item"] == 2), "sold"] = np.nan
+    table.to_csv("new.csv", index=False)
+    for command in ("forecast", "evaluate"):
+        line = refused(command, model, "new.csv")
+        assert "row 302: series 'south/2' has rows of known covariates and no value of sold" in line
+
+
 def test_what_is_missing_of_the_future_is_named(refused, folder, model):
     table = make_table()
     history, future = table[table["sold"].notna()], table[table["sold"].isna()]

@@ -51,6 +51,15 @@ def test_everything_as_json(trellis, wide, wide_model):
     assert {each["loss"] for each in data["comparisons"]} == {"mae", "mse", "quantile_loss"}
 
 
+def test_calibration_can_be_left_out(trellis, wide, wide_model):
+    calibrated, plain = (
+        trellis("evaluate", wide_model, "wide.csv", "--json", *options).data["model"]
+        for options in ((), ("--no-calibration",))
+    )
+    assert calibrated["mse"] == plain["mse"]
+    assert calibrated["quantile_loss"] != plain["quantile_loss"]
+
+
 def test_a_long_table(trellis, long, long_model):
     data = trellis("evaluate", long_model, "long.csv", "--json").data
     assert data["num_series"] == 2

@@ -79,6 +79,37 @@ def test_json_is_one_document(trellis, wide, wide_model):
     assert data == {"rows": 12, "output": "out.csv", "plot": "out.png"}
 
 
+@pytest.mark.parametrize("levels", [["0.05,0.5,0.95"], ["0.95", "0.05", "0.5"]])
+def test_any_levels(trellis, wide, wide_model, levels):
+    found = pd.read_csv(io.StringIO(trellis("forecast", wide_model, "wide.csv", "--quantile-levels", *levels).out))
+    assert list(found) == ["unique_id", "ds", "forecast", "q0.05", "q0.5", "q0.95"]
+    trained = pd.read_csv(io.StringIO(trellis("forecast", wide_model, "wide.csv").out))
+    assert (found["q0.05"] < trained["q0.1"]).all()
+    assert (found["q0.95"] > trained["q0.9"]).all()
+    np.testing.assert_array_equal(found["q0.5"], trained["q0.5"])
+
+
+def test_calibration_moves_bands_and_not_points(trellis, wide, wide_model):
+    calibrated, plain = (
+        pd.read_csv(io.StringIO(trellis("forecast", wide_model, "wide.csv", *options).out))
+        for options in ((), ("--no-calibration",))
+    )
+    np.testing.assert_array_equal(calibrated["forecast"], plain["forecast"])
+    assert (calibrated["q0.9"] != plain["q0.9"]).all()
+
+
+def test_samples(trellis, folder, long, long_model):
+    out = trellis("forecast", long_model, "long.csv", "--samples", "5", "--seed", "3", "-o", "out.csv").out
+    assert out == "wrote 70 rows (2 series, 1 channel, 5 samples, 7 steps) to out.csv\n"
+    found = pd.read_csv("out.csv")
+    assert list(found) == ["shop", "day", "sample", "value"]
+    assert found["sample"].tolist() == [number for _ in range(2) for number in range(5) for _ in range(7)]
+    assert found["day"].tolist() == [f"2023-04-{day:02d}" for day in range(1, 8)] * 10
+    printed = trellis("forecast", long_model, "long.csv", "--samples", "5", "--seed", "3").out
+    assert (folder / "out.csv").read_text() == printed
+    assert printed != trellis("forecast", long_model, "long.csv", "--samples", "5").out
+
+
 @pytest.mark.parametrize(
     ("freq", "start", "expected"),
     [
@@ -131,6 +162,12 @@ def test_a_time_zone_by_name_changes_the_clocks(trellis, folder, make_wide, tiny
         (["-o", "./there.csv/../wide.csv"], "is DATA itself"),
         (["--prediction-length", "0"], "prediction_length=0 must be at least 1"),
         (["--prediction-length", "99999999999"], "prediction_length=99999999999 must lie between"),
+        (["--quantile-levels", "0.5,1.5"], "quantile level 1.5 must lie between 0 and 1"),
+        (["--quantile-levels", "0.5,high"], "--quantile-levels 0.5,high: expected numbers such as 0.05,0.5,0.95"),
+        (["--quantile-levels", ","], "--quantile-levels is empty"),
+        (["--samples", "0"], "num_samples=0 must be at least 1"),
+        (["--samples", "x"], "--samples: expected a whole number, got 'x'"),
+        (["--samples", "2", "--seed", "-1"], "seed=-1 must lie between"),
         (["--device", "tpu"], "device 'tpu' is unknown"),
         (["--time", "load"], "column 'load'"),
     ],

@@ -17,9 +17,12 @@ def test_info(trellis, wide_model):
     data = trellis("info", wide_model, "--json").data
     assert set(data) == {
         *("model", "parameters", "dataset", "time_column", "id_column", "channels", "freq", "timezone", "num_series"),
-        *("covariates", "calendar", "quantile_levels", "shape", "settings"),
+        *("covariates", "calendar", "quantile_levels", "calibration", "shape", "settings"),
     }
     assert (data["channels"], data["freq"], data["id_column"]) == (["load", "heat"], "h", None)
+    assert data["calibration"]["bands"] == [0.5, 0.8, 0.9, 0.95]
+    assert data["calibration"]["num_windows"] > 0
+    assert "bands widened (standardised, mean over steps) 50 % by " in text
     assert data["shape"]["context_length"] == data["settings"]["context_length"] == 24
 
 

@@ -31,7 +31,10 @@ from trellis_ts.commands.configuration import packaged_configs
         (["--dropout", "1"], "dropout=1.0 must lie in [0, 1)"),
         (["--test-size", "1e400"], "test_size=inf"),
         (["--second-order", "maybe"], "--second-order: expected true or false, got 'maybe'"),
-        (["--loss", "quantle"], "--loss: expected one of quantile, mae, mse, huber, got 'quantle'"),
+        (
+            ["--loss", "quantle"],
+            "--loss: expected one of quantile, mae, mse, huber, normal, student_t, negative_binomial",
+        ),
         (["--precision", "64"], "--precision: expected one of 32, bf16-mixed, 16-mixed, got '64'"),
         (["--quantile-levels", "0.5", "x"], "--quantile-levels: expected a number, got 'x'"),
         (["--quantile-levels", "0.5", "0.1"], "quantile_levels=[0.5, 0.1] must rise"),

@@ -40,6 +40,7 @@ def test_from_a_table_to_a_forecast(trellis, folder, wide, tiny):
     assert lines[-1] == "saved to models/wide; next: trellis evaluate models/wide wide.csv"
     model = folder / "models" / "wide"
     assert sorted(each.name for each in model.iterdir()) == [
+        "calibration.json",
         "config.json",
         "data.json",
         "model.safetensors",
@@ -77,7 +78,41 @@ def test_other_ways_to_train(trellis, wide, tiny, options):
     result = trellis("forecast", "m", "wide.csv")
     if "--loss" in options:
         assert result.out.splitlines()[0] == "unique_id,ds,forecast"
-        assert "gives points only; --loss quantile gives bands" in result.err
+        assert "gives points only; --quantile-levels 0.1,0.9 adds calibrated bands" in result.err
+        bands = trellis("forecast", "m", "wide.csv", "--quantile-levels", "0.1,0.9")
+        assert bands.out.splitlines()[0] == "unique_id,ds,forecast,q0.1,q0.9"
+        assert bands.err == ""
+        plain = trellis("forecast", "m", "wide.csv", "--no-calibration")
+        assert "gives points only; --loss quantile gives bands" in plain.err
+
+
+def test_without_levels_the_bands_reach_95_percent(trellis, wide, tiny):
+    trellis("train", "wide.csv", "-o", "m", *tiny[: tiny.index("--quantile-levels")], *tiny[-6:])
+    header = trellis("forecast", "m", "wide.csv").out.splitlines()[0]
+    assert header == "unique_id,ds,forecast,q0.025,q0.05,q0.1,q0.25,q0.5,q0.75,q0.9,q0.95,q0.975"
+
+
+@pytest.mark.parametrize("loss", ["normal", "student_t"])
+def test_distributions(trellis, wide, tiny, loss):
+    trellis("train", "wide.csv", "-o", "m", *tiny, "--loss", loss)
+    found = pd.read_csv(io.StringIO(trellis("forecast", "m", "wide.csv", "--quantile-levels", "0.01", "0.99").out))
+    assert list(found) == ["unique_id", "ds", "forecast", "q0.01", "q0.99"]
+    assert (found["q0.01"] < found["forecast"]).all()
+    assert (found["forecast"] < found["q0.99"]).all()
+
+
+def test_counts(trellis, refused, folder, wide, tiny):
+    frame = pd.read_csv(wide)
+    frame[["load", "heat"]] = frame[["load", "heat"]].round()
+    frame.to_csv("counts.csv", index=False)
+    trellis("train", "counts.csv", "-o", "m", *tiny, "--loss", "negative_binomial")
+    found = pd.read_csv(io.StringIO(trellis("forecast", "m", "counts.csv").out))
+    assert (found["q0.9"] == found["q0.9"].round()).all()
+    frame.loc[7, "heat"] += 0.25
+    frame.to_csv("halves.csv", index=False)
+    line = refused("train", "halves.csv", "-o", "n", *tiny, "--loss", "negative_binomial")
+    assert "--loss negative_binomial takes counts, but column 'heat' holds " in line
+    assert ".25 at 2024-01-01T07:00:00 (row 8 of the series" in line
 
 
 def test_the_same_seed_gives_the_same_model(trellis, folder, wide, wide_model, tiny):

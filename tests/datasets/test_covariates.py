@@ -68,6 +68,20 @@ def test_without_known_covariates_empty_rows_are_missing_values():
     assert "6 values are missing" in panel.notes
 
 
+def test_a_series_without_any_value_has_no_origin(tmp_path):
+    frame = make_long()
+    frame.loc[frame["shop"] == "south", "y"] = np.nan
+    frame.to_csv(tmp_path / "table.csv", index=False)
+    message = (
+        r"table\.csv, row 14: series 'south' has rows of known covariates and no value of y, so nothing says where its "
+        r"forecast begins; give it values or leave the series out$"
+    )
+    with pytest.raises(DataError, match=message):
+        read_table(tmp_path / "table.csv", **OPTIONS)
+    # Where nothing is known of the future it is a series of missing values, as ever.
+    assert len(panel_from_frame(frame, target=["y"], past_covariates=["visits"]).series) == 2
+
+
 def test_a_file_reads_as_the_frame(tmp_path):
     path = tmp_path / "table.csv"
     frame = make_long().sample(frac=1, random_state=0)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +25,9 @@ CONFIG = ExperimentConfig(
     model=ModelConfig(
         width=8, num_heads=2, num_slots=4, num_layers=1, feedforward_width=8, pooling="last", seasonal_cycle=True
     ),
-    training=TrainingConfig(max_epochs=5, learning_rate=0.01, batch_size=16, device="cpu", seed=1),
+    training=TrainingConfig(
+        quantile_levels=(0.1, 0.5, 0.9), max_epochs=5, learning_rate=0.01, batch_size=16, device="cpu", seed=1
+    ),
 )
 
 
@@ -45,7 +48,8 @@ def main() -> None:
     make_input().to_csv(HERE / "input.csv", index=False)
     with tempfile.TemporaryDirectory() as folder:
         checkpoint, _ = fit(prepare(read_table(HERE / "input.csv"), CONFIG), Path(folder))
-    Forecaster(checkpoint).save(HERE / "model")
+    # Without a calibration, so that a model from before there was one is read, too.
+    Forecaster(replace(checkpoint, calibration=None)).save(HERE / "model")
     forecast = Forecaster.load(HERE / "model").predict(pd.read_csv(HERE / "input.csv"), prediction_length=10)
     forecast.to_csv(HERE / "forecast.csv", index=False)
 

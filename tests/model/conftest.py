@@ -76,6 +76,7 @@ def make_batch() -> Callable[..., Batch]:
         context, observed = values(context_length)
         future, future_observed = values(horizon)
         phase = torch.randint(0, 7, (rows,), generator=generator)
-        return Batch(context, observed, phase, torch.arange(rows), future, future_observed)
+        loc, scale = (torch.rand(rows, 1, channels, generator=generator, dtype=torch.float64) for _ in range(2))
+        return Batch(context, observed, phase, torch.arange(rows), future, future_observed, loc=loc, scale=1 + scale)
 
     return make

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from trellis_ts.config import CovariateShape, ModelConfig, WindowShape
+from trellis_ts.distributions import FAMILIES, Family
 from trellis_ts.model import ForecastModel
 from trellis_ts.types import Features
 
@@ -24,10 +25,14 @@ EVERYTHING = CovariateShape(
 CONFIG = ModelConfig(width=8, num_heads=2, num_slots=3, num_layers=1, feedforward_width=6, covariate_width=4)
 
 
-def build(covariates: CovariateShape, *, trained: bool = True, seed: int = 0, **settings) -> ForecastModel:
+def build(
+    covariates: CovariateShape, *, trained: bool = True, seed: int = 0, family: Family | None = None, **settings
+) -> ForecastModel:
     shape = WindowShape(CONTEXT, HORIZON, 4, 3, 7, CHANNELS, covariates)
     torch.manual_seed(seed)
-    model = ForecastModel(replace(CONFIG, **settings), shape, (0.1, 0.5, 0.9), implementation="reference")
+    model = ForecastModel(
+        replace(CONFIG, **settings), shape, (0.1, 0.5, 0.9), family=family, implementation="reference"
+    )
     if trained:
         for name, parameter in model.named_parameters():
             unknown = "embeddings" in name
@@ -107,6 +112,45 @@ def test_a_future_step_moves_its_own_forecast_only(batch):
         moved = quantiles(model, batch._replace(known=batch.known._replace(values=values))) - quantiles(model, batch)
         changed = moved.abs().amax(dim=(0, 2, 3)) > 1e-9
         assert changed.tolist() == [each == step for each in range(HORIZON)]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+class TestDistributions:
+    def test_training_starts_from_the_model_without_covariates(self, batch, family):
+        plain, full = (build(each, trained=False, family=family) for each in (CovariateShape(), EVERYTHING))
+        with torch.no_grad():
+            one, other = (model(batch).distribution.parameters for model in (plain, full))
+        assert all(map(torch.equal, one, other))
+
+    def test_a_future_step_moves_location_and_shape_of_its_own(self, batch, family):
+        model = build(EVERYTHING, family=family)
+        shaped = {"normal": (0, 1), "student_t": (0, 1, 2), "negative_binomial": (2, 3)}[family]
+        for step in range(HORIZON):
+            values = batch.known.values.clone()
+            values[:, CONTEXT + step] += 1.0
+            with torch.no_grad():
+                before = model(batch).distribution.parameters
+                after = model(batch._replace(known=batch.known._replace(values=values))).distribution.parameters
+            for index, (one, other) in enumerate(zip(before, after, strict=True)):
+                changed = (one - other).abs().amax(dim=(0, 2)) > 1e-9
+                expected = [each == step and index in shaped for each in range(HORIZON)]
+                assert changed.tolist() == expected, index
+
+    def test_every_weight_learns(self, batch, family):
+        model = build(EVERYTHING, family=family).train()
+        model(batch).distribution.log_prob(batch.future).sum().backward()
+        still = [name for name, weight in model.named_parameters() if weight.grad is None or not weight.grad.any()]
+        assert still == []
+
+
+def test_a_batch_moves_with_its_covariates(batch):
+    moved = batch.to(torch.device("meta"))
+    for name, part in zip(moved._fields, moved, strict=True):
+        for each in part if isinstance(part, Features) else [part]:
+            assert each.device.type == "meta", name
+    same = batch.to(torch.device("cpu"))
+    assert torch.equal(same.known.codes, batch.known.codes)
+    assert torch.equal(same.scale, batch.scale)
 
 
 def test_steps_beyond_the_horizon_are_not_read(batch):

@@ -199,7 +199,12 @@ def promoted(tmp_path_factory):
         window=WindowConfig(context_length=14, prediction_length=6, patch_length=7),
         model=ModelConfig(width=16, num_heads=2, num_slots=4, num_layers=1, feedforward_width=16),
         training=TrainingConfig(
-            max_epochs=15, learning_rate=0.01, batch_size=32, device="cpu", implementation="reference"
+            max_epochs=15,
+            learning_rate=0.01,
+            batch_size=32,
+            quantile_levels=(0.1, 0.5, 0.9),
+            device="cpu",
+            implementation="reference",
         ),
     )
     panel = panel_from_frame(make_frame(), id="shop,item", target=["sales"], known_covariates=["promo"])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from matplotlib import image, rcParams
@@ -47,6 +49,15 @@ def test_one_panel_per_series(tmp_path, figures, count, drawn):
     panels = [axis for axis in figures[0].axes if axis.axison]
     assert [axis.get_title(loc="left") for axis in panels] == [f"series {index}" for index in range(drawn)]
     assert image.imread(path)[..., :3].std() > 0.05
+
+
+def test_an_inner_band_is_drawn_inside_the_outer(tmp_path, figures):
+    whole = picture()
+    inner = (whole.point - 0.5, whole.point + 0.5)
+    plot_forecasts([replace(whole, inner_band=inner, inner_band_label="50 %")], tmp_path / "forecast.png")
+    outer, drawn = (each.get_paths()[0].vertices[:, 1] for each in figures[0].axes[0].collections)
+    assert outer.min() < drawn.min() < drawn.max() < outer.max()
+    assert [text.get_text() for text in figures[0].legends[0].get_texts()] == ["history", "80 %", "50 %", "forecast"]
 
 
 def test_a_panel_shows_history_forecast_and_band(tmp_path, figures):

@@ -7,7 +7,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trellis_ts.commands.console import Terminal, as_json, counted, table
-from trellis_ts.commands.options import Parser, add_column_options, add_device_option, add_output_options
+from trellis_ts.commands.options import (
+    Parser,
+    add_calibration_option,
+    add_column_options,
+    add_device_option,
+    add_output_options,
+)
 from trellis_ts.errors import ConfigError
 from trellis_ts.files import atomic_file, check_output
 
@@ -73,6 +79,7 @@ def parser() -> Parser:
         help="write all scores (.json), a tidy table of them (.csv), or a picture (.png)",
     )
     options.add_argument("--seed", type=int, default=0, metavar="N", help="seed of the bootstrap (default: 0)")
+    add_calibration_option(options)
     add_device_option(options)
     add_output_options(options)
     add_column_options(options)
@@ -100,7 +107,7 @@ def evaluate(terminal: Terminal, values: Namespace, output: Path | None) -> None
     from trellis_ts.evaluation import backtest
 
     names = [] if values.baselines == "none" else [name.strip() for name in values.baselines.split(",")]
-    forecaster = load_forecaster(values.model, values.device)
+    forecaster = load_forecaster(values.model, values.device, calibrated=not values.no_calibration)
     panel = read_for(terminal, forecaster, values)
     with terminal.progress("evaluating") as progress:
         evaluation = backtest(

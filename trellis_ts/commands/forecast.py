@@ -8,7 +8,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from trellis_ts.commands.console import Terminal, counted
-from trellis_ts.commands.options import Parser, add_column_options, add_device_option, add_output_options
+from trellis_ts.commands.options import (
+    Parser,
+    add_calibration_option,
+    add_column_options,
+    add_device_option,
+    add_output_options,
+)
 from trellis_ts.errors import ConfigError
 from trellis_ts.files import atomic_file, check_output
 
@@ -61,6 +67,22 @@ def parser() -> Parser:
         metavar="N",
         help="steps to forecast (default: as trained)",
     )
+    options.add_argument(
+        "--quantile-levels",
+        type=str,
+        nargs="+",
+        metavar="X",
+        help="levels to forecast, such as 0.05,0.5,0.95 (default: as trained)",
+    )
+    options.add_argument(
+        "--samples",
+        type=int | None,
+        default=None,
+        metavar="N",
+        help="write N possible futures per series instead, as columns sample and value",
+    )
+    options.add_argument("--seed", type=int, default=0, metavar="N", help="seed of the samples (default: 0)")
+    add_calibration_option(options)
     add_device_option(options)
     add_output_options(options)
     add_column_options(options)
@@ -91,20 +113,27 @@ def _is_same(path: Path, table: str) -> bool:
 def forecast(terminal: Terminal, values: Namespace, output: Path | None, plot: Path | None) -> None:
     """Forecasts, then writes the table and the picture."""
     from trellis_ts.commands.loading import load_forecaster, read_for
-    from trellis_ts.forecaster import forecast_frame, free_name
+    from trellis_ts.forecaster import forecast_frame, free_name, sample_frame
 
-    forecaster = load_forecaster(values.model, values.device)
+    levels = _levels(values.quantile_levels)
+    forecaster = load_forecaster(values.model, values.device, calibrated=not values.no_calibration)
     panel = forecaster.check(read_for(terminal, forecaster, values))
     _check_horizon(panel, values.prediction_length)
     if values.future is not None:
         panel = _with_future(terminal, forecaster, panel, values)
-    result = forecaster.forecast(panel, prediction_length=values.prediction_length)
+    result = forecaster.forecast(panel, prediction_length=values.prediction_length, quantile_levels=levels)
     _note_doubts(terminal, forecaster, panel, result)
     data = forecaster.checkpoint.experiment.data
     named = values.id or data.id
     time_name = values.time or data.time or free_name("ds", panel.columns.keys or (named or "",))
     id_name = named or free_name("unique_id", [time_name])
-    frame = forecast_frame(panel, result, id_name=id_name, time_name=time_name)
+    if values.samples is None:
+        frame = forecast_frame(panel, result, id_name=id_name, time_name=time_name)
+    else:
+        paths = forecaster.sample_paths(
+            panel, num_samples=values.samples, seed=values.seed, prediction_length=values.prediction_length
+        )
+        frame = sample_frame(panel, paths, id_name=id_name, time_name=time_name)
     text = _with_stamps_as_text(frame, panel, time_name)
     with ExitStack() as files:  # both files are whole before either is put in place
         if output is not None:
@@ -112,7 +141,7 @@ def forecast(terminal: Terminal, values: Namespace, output: Path | None, plot: P
         drawn = 0 if plot is None else _plot(panel, result, files.enter_context(atomic_file(plot)))
     if plot is not None and drawn < (count := len(panel.series) * panel.num_channels):
         terminal.note(f"note: {plot} shows the first {drawn} of {count} forecasts")
-    _say(terminal, text, panel, output, plot)
+    _say(terminal, text, panel, output, plot, num_samples=values.samples)
 
 
 def _with_future(terminal: Terminal, forecaster: Forecaster, panel: Panel, values: Namespace) -> Panel:
@@ -141,7 +170,29 @@ def _check_horizon(panel: Panel, prediction_length: int | None) -> None:
         calendar.future_times(series.time[-1], panel.freq, max(1, prediction_length or 1), panel.timezone)
 
 
-def _say(terminal: Terminal, text: pd.DataFrame, panel: Panel, output: Path | None, plot: Path | None) -> None:
+def _levels(texts: list[str] | None) -> list[float] | None:
+    """Levels given one by one or with commas between them."""
+    if texts is None:
+        return None
+    parts = [part for text in texts for part in text.split(",") if part.strip()]
+    try:
+        levels = [float(part) for part in parts]
+    except ValueError:
+        raise ConfigError(f"--quantile-levels {' '.join(texts)}: expected numbers such as 0.05,0.5,0.95") from None
+    if not levels:
+        raise ConfigError("--quantile-levels is empty; give at least one level, such as 0.5")
+    return levels
+
+
+def _say(
+    terminal: Terminal,
+    text: pd.DataFrame,
+    panel: Panel,
+    output: Path | None,
+    plot: Path | None,
+    *,
+    num_samples: int | None,
+) -> None:
     """Where the forecast went, or the forecast itself."""
     if output is None and not terminal.as_json:
         text.to_csv(sys.stdout, index=False, float_format=_FLOAT_FORMAT)
@@ -150,10 +201,11 @@ def _say(terminal: Terminal, text: pd.DataFrame, panel: Panel, output: Path | No
     data["plot"] = str(plot) if plot else None
     if output is None:
         data["forecast"] = text.to_dict(orient="records")
-    steps = len(text) // (len(panel.series) * panel.num_channels)
+    paths = num_samples or 1
+    steps = len(text) // (len(panel.series) * panel.num_channels * paths)
     rows, series = counted(len(text), "row"), "1 series" if len(panel.series) == 1 else f"{len(panel.series):,} series"
-    channels = counted(panel.num_channels, "channel")
-    terminal.result(f"wrote {rows} ({series}, {channels}, {counted(steps, 'step')}) to {output}", data)
+    channels, each = counted(panel.num_channels, "channel"), f", {counted(paths, 'sample')}" if num_samples else ""
+    terminal.result(f"wrote {rows} ({series}, {channels}{each}, {counted(steps, 'step')}) to {output}", data)
 
 
 def _note_doubts(terminal: Terminal, forecaster: Forecaster, panel: Panel, result: Forecast) -> None:
@@ -167,9 +219,12 @@ def _note_doubts(terminal: Terminal, forecaster: Forecaster, panel: Panel, resul
         )
     if result.quantiles is None:
         loss = forecaster.checkpoint.experiment.training.loss
-        terminal.note(
-            f"note: this model was trained with --loss {loss} and gives points only; --loss quantile gives bands"
+        hint = (
+            "--quantile-levels 0.1,0.9 adds calibrated bands"
+            if forecaster.calibrated
+            else "--loss quantile gives bands"
         )
+        terminal.note(f"note: this model was trained with --loss {loss} and gives points only; {hint}")
     context_length = forecaster.checkpoint.model.shape.context_length
     known = {each.name for each in forecaster.checkpoint.data.series}
     short = sum(len(series) < context_length for series in panel.series)
@@ -209,9 +264,12 @@ def pictures(panel: Panel, result: Forecast) -> list[ForecastPicture]:
         time = calendar.future_times(series.time[-1], panel.freq, horizon, panel.timezone)
         for channel in range(channels):
             name = panel.channels[channel]
-            band = None
+            band = inner = None
             if result.quantiles is not None and len(result.quantile_levels) > 1:
-                band = (result.quantiles[index, :, channel, 0].numpy(), result.quantiles[index, :, channel, -1].numpy())
+                edges = result.quantiles[index, :, channel].numpy()
+                band = (edges[:, 0], edges[:, -1])
+                if (pair := inner_levels(result.quantile_levels)) is not None:
+                    inner = (edges[:, pair[0]], edges[:, pair[1]])
             title = name if panel.is_wide else series.name if channels == 1 else f"{series.name} · {name}"
             found.append(
                 ForecastPicture(
@@ -222,6 +280,8 @@ def pictures(panel: Panel, result: Forecast) -> list[ForecastPicture]:
                     point=result.point[index, :, channel].numpy(),
                     band=band,
                     band_label=band_label(result.quantile_levels),
+                    inner_band=inner,
+                    inner_band_label=_inner_label(result.quantile_levels),
                 )
             )
     return found
@@ -232,6 +292,23 @@ def band_label(levels: tuple[float, ...]) -> str:
     if len(levels) < 2:
         return ""
     return f"{100 * (levels[-1] - levels[0]):.0f} % band ({levels[0]:g} to {levels[-1]:g})"
+
+
+def inner_levels(levels: tuple[float, ...]) -> tuple[int, int] | None:
+    """Positions of the inner band's edges: the pair of levels around the median whose band is nearest to 80 %, inside
+    the outermost. None where there is no such pair."""
+    pairs = [
+        (low, high)
+        for low in range(1, len(levels) - 1)
+        for high in range(low + 1, len(levels) - 1)
+        if abs(levels[low] + levels[high] - 1) < 1e-6
+    ]
+    return min(pairs, key=lambda pair: abs(levels[pair[1]] - levels[pair[0]] - 0.8), default=None)
+
+
+def _inner_label(levels: tuple[float, ...]) -> str:
+    pair = inner_levels(levels)
+    return "" if pair is None else band_label((levels[pair[0]], levels[pair[1]]))
 
 
 def _plot(panel: Panel, result: Forecast, path: Path) -> int:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from trellis_ts.commands.configuration import flat_config
 from trellis_ts.commands.console import Terminal
 from trellis_ts.commands.options import Parser, add_output_options
+
+if TYPE_CHECKING:
+    from trellis_ts.conformal import Calibration
 
 
 def parser() -> Parser:
@@ -46,6 +49,7 @@ def run(arguments: list[str]) -> None:
         "covariates": [f"{each.name} ({each.role})" for each in data.covariates],
         "calendar": list(model.shape.covariates.cycles),
         "quantile_levels": list(model.quantile_levels),
+        "calibration": _calibration_facts(checkpoint.calibration),
         "shape": asdict(model.shape),
         "settings": settings,
     }
@@ -57,7 +61,31 @@ def run(arguments: list[str]) -> None:
     terminal.result(text, facts)
 
 
+def _calibration_facts(calibration: Calibration | None) -> dict[str, Any] | None:
+    """What the calibration rests on; the mean offsets are on the scale of the training rows."""
+    if calibration is None:
+        return None
+    means = [sum(row) / len(row) for row in calibration.offsets]
+    return {
+        "bands": list(calibration.bands),
+        "mean_offsets": means,
+        "num_windows": calibration.num_windows,
+        "num_independent": calibration.num_independent,
+        "pooled_steps": calibration.pooled_steps,
+    }
+
+
 def _shown(value: object) -> str:
+    if isinstance(value, dict):
+        bands = ", ".join(
+            f"{100 * band:g} % by {mean:+.3g}" for band, mean in zip(value["bands"], value["mean_offsets"], strict=True)
+        )
+        windows = f"{value['num_windows']:,} validation windows ({value['num_independent']:,} without overlap)"
+        return (
+            f"bands widened (standardised, mean over steps) {bands}; from {windows}"
+            if bands
+            else f"too few of {windows}"
+        )
     if isinstance(value, list):
         return ", ".join(map(str, value)) or "none"
     if isinstance(value, bool):

@@ -24,9 +24,9 @@ if TYPE_CHECKING:
     from trellis_ts.types import Panel
 
 
-def load_forecaster(model: str, device: str) -> Forecaster:
+def load_forecaster(model: str, device: str, *, calibrated: bool = True) -> Forecaster:
     """A model directory on a device named as on the command line."""
-    return Forecaster.load(model, device=resolve_device(device))
+    return Forecaster.load(model, device=resolve_device(device), calibrated=calibrated)
 
 
 def read_for(terminal: Terminal, forecaster: Forecaster, values: Namespace) -> Panel:

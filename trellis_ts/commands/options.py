@@ -117,7 +117,7 @@ _SPELLED_TYPES = {
     name: spell_type(inner_type(kind))
     for section in SECTIONS.values()
     for name, (kind, _, _) in _keys_of(section).items()
-}
+} | {"samples": spell_type(int)}
 
 
 def add_config_options(parser: Parser) -> None:
@@ -168,6 +168,13 @@ def add_output_options(parser: Parser) -> None:
     """How much is said, and to whom."""
     parser.add_argument("--json", action="store_true", help="print one JSON object for machines")
     parser.add_argument("--quiet", action="store_true", help="no progress, no notes")
+
+
+def add_calibration_option(parser: Parser) -> None:
+    """Whether bands are as the network gives them."""
+    parser.add_argument(
+        "--no-calibration", action="store_true", help="leave bands as the network gives them, uncalibrated"
+    )
 
 
 def add_device_option(parser: Parser) -> None:

@@ -221,13 +221,16 @@ def _check_same_data(path: Path, fingerprint: str, panel: Panel) -> None:
 
 
 def _summary_text(output: Path, data: str, preparation: Preparation, summary: TrainingSummary) -> str:
+    from trellis_ts.distributions import FAMILIES
+
     loss = preparation.config.training.loss
+    kind = f"negative log-likelihood, {loss}" if loss in FAMILIES else f"{loss}, standardised"
     minutes, seconds = divmod(round(summary.seconds), 60)
     took = f"{minutes} min {seconds} s" if minutes else f"{seconds} s"
     return "\n".join(
         [
             f"trained {counted(summary.num_epochs, 'epoch')} in {took} ({_STOP_TEXT[summary.stop_reason]})",
-            f"best epoch {summary.best_epoch}: validation loss {summary.validation_loss:.4f} ({loss}, standardised)",
+            f"best epoch {summary.best_epoch}: validation loss {summary.validation_loss:.4f} ({kind})",
             f"{summary.num_parameters:,} parameters, {counted(summary.train_windows, 'training window')}, "
             f"{counted(summary.validation_windows, 'validation window')}",
             f"saved to {output}; next: trellis evaluate {output} {data}",

@@ -1,0 +1,273 @@
+"""Running the compiled kernels of the CPU implementation: building them, handing tensors over, sharing out rows.
+
+Numba is imported, and anything compiled, only when the first call runs.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import math
+import os
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from functools import cache, lru_cache
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+logger = logging.getLogger(__name__)
+
+Kernel = Callable[..., None]
+Work = Callable[[int, int], None]
+
+# What the states of eight rows may take in the backward pass before they are recomputed in segments: a thread's share
+# of the last cache.
+_STATES_BYTES = 4 << 20
+# Below this many multiplications and additions another thread costs more than it saves.
+_LEAST_WORK_PER_THREAD = 200_000
+# Inputs and output come first among a kernel's tensors; with the states before and after, these have strides.
+_NUM_TOKEN_TENSORS, _NUM_STRIDED = 7, 11
+# Blocks of rows per thread: a thread that is held up leaves its blocks to the others.
+_BLOCKS_PER_THREAD = 4
+# Rows side by side in the vectors of the kernels over sequences.
+_LANES = 8
+
+
+def run_forward(
+    tokens: Sequence[Tensor],
+    states: Sequence[Tensor],
+    output: Tensor,
+    final_states: Sequence[Tensor],
+    activations: tuple[int, int],
+    epsilon: float,
+) -> None:
+    """Compute a sequence's output and final states into the tensors given; these may be the initial ones."""
+    kernels = sequence_kernels(output.dtype)
+    num_tokens, num_heads, num_slots, dim = sizes = _sizes(tokens)
+    inputs, strides = _strided([*tokens, output, *states])
+    _run_sequences(
+        kernels.forward,
+        sizes=(*sizes, *activations, True, 1, False),
+        tensors=(*inputs, *final_states),
+        strides=strides,
+        epsilon=epsilon,
+        num_rows=len(output) * num_heads,
+        work_per_row=14 * num_tokens * num_slots * dim,
+        scratch_size=kernels.forward_scratch_size(num_slots, dim),
+    )
+
+
+def run_backward(
+    tokens: Sequence[Tensor],
+    states: Sequence[Tensor],
+    output_gradient: Tensor,
+    final_gradients: Sequence[Tensor],
+    token_gradients: Sequence[Tensor],
+    state_gradients: Sequence[Tensor],
+    activations: tuple[int, int],
+    second_order: bool,
+    epsilon: float,
+) -> None:
+    """Compute all gradients into the tensors given; those of the states only if these are not empty."""
+    kernels = sequence_kernels(output_gradient.dtype)
+    num_tokens, num_heads, num_slots, dim = sizes = _sizes(tokens)
+    states_bytes = kernels.states_size(num_slots, dim) * output_gradient.itemsize
+    segment = segment_length(kernels.num_chunks(num_tokens), states_bytes)
+    inputs, strides = _strided([*tokens, output_gradient, *states, *final_gradients])
+    _run_sequences(
+        kernels.backward,
+        sizes=(*sizes, *activations, second_order, segment, state_gradients[0].numel() > 0),
+        tensors=(*inputs, *token_gradients, *state_gradients),
+        strides=strides,
+        epsilon=epsilon,
+        num_rows=len(output_gradient) * num_heads,
+        work_per_row=56 * num_tokens * num_slots * dim,
+        scratch_size=kernels.backward_scratch_size(num_slots, dim, num_tokens, segment),
+    )
+
+
+def run_step(
+    tensors: Sequence[Tensor], num_rows: int, num_slots: int, dim: int, activations: tuple[int, int], epsilon: float
+) -> None:
+    """Compute one token: contiguous inputs, initial states, output and final states, in this order."""
+    dtype = tensors[0].dtype
+    kernel, num_fields = step_kernel(dtype)
+    problem = np.array([num_slots, dim, *activations, *[tensor.data_ptr() for tensor in tensors]], dtype=np.int64)
+
+    def work(first: int, last: int) -> None:
+        scratch = np.empty(num_fields * num_slots, dtype=_NUMPY_DTYPES[dtype])
+        kernel(problem, epsilon, scratch, first, last)
+
+    _over_rows(lambda: work, num_rows=num_rows, work_per_row=14 * num_slots * dim, rows_at_once=1)
+
+
+_NUMPY_DTYPES = {torch.float32: np.float32, torch.float64: np.float64}
+
+
+class SequenceKernels(NamedTuple):
+    """The compiled kernels over sequences, and what their scratch takes."""
+
+    forward: Kernel
+    backward: Kernel
+    forward_scratch_size: Callable[[int, int], int]
+    backward_scratch_size: Callable[[int, int, int, int], int]
+    states_size: Callable[[int, int], int]
+    num_chunks: Callable[[int], int]
+    num_places: int
+
+
+_building = threading.Lock()
+
+
+def sequence_kernels(dtype: torch.dtype) -> SequenceKernels:
+    """Return the kernels for a dtype, compiling them first if Numba's cache does not have them."""
+    with _building:  # two threads would otherwise compile the same
+        return _build_sequence_kernels(dtype)
+
+
+@cache
+def step_kernel(dtype: torch.dtype) -> tuple[Kernel, int]:
+    """Return the kernel for one token, and how many vectors over slots its scratch takes."""
+    with _building, _notice("some seconds"):
+        from trellis_ts.kernels.memory import cpu_step
+
+        return _with_or_without_cache(cpu_step.build, dtype), cpu_step.NUM_FIELDS
+
+
+@cache
+def _build_sequence_kernels(dtype: torch.dtype) -> SequenceKernels:
+    with _notice("a quarter of a minute"):
+        from trellis_ts.kernels.memory import cpu_kernel
+
+        forward, backward = _with_or_without_cache(cpu_kernel.build, dtype)
+    return SequenceKernels(
+        forward,
+        backward,
+        cpu_kernel.forward_scratch_size,
+        cpu_kernel.backward_scratch_size,
+        cpu_kernel.states_size,
+        cpu_kernel.num_chunks,
+        cpu_kernel.NUM_PLACES,
+    )
+
+
+@contextmanager
+def _notice(how_long: str) -> Iterator[None]:
+    notice = threading.Timer(2, logger.info, [f"compiling the CPU kernel; once per machine, {how_long}"])
+    notice.daemon = True
+    notice.start()
+    try:
+        yield
+    finally:
+        notice.cancel()
+
+
+def _with_or_without_cache(build: Callable[..., Any], dtype: torch.dtype) -> Any:
+    import numba
+
+    scalar = {torch.float32: numba.float32, torch.float64: numba.float64}[dtype]
+    try:
+        return build(scalar)
+    except RuntimeError as error:
+        if "cannot cache" not in str(error):
+            raise
+        logger.info("Numba finds no folder for its cache, so every process compiles anew; set NUMBA_CACHE_DIR")
+        return build(scalar, cache=False)
+
+
+def _sizes(tokens: Sequence[Tensor]) -> tuple[int, int, int, int]:
+    _, num_tokens, num_heads, num_slots = tokens[3].shape
+    return num_tokens, num_heads, num_slots, tokens[0].shape[-1]
+
+
+def segment_length(num_chunks: int, states_bytes: int) -> int:
+    """Return how many chunks' first states are kept at once: all if they fit, else what keeps their number small.
+
+    With segments of s chunks, n / s states at the segments' starts and s within one are held: least at the root of n.
+    """
+    return num_chunks if num_chunks * states_bytes <= _STATES_BYTES else max(1, math.isqrt(num_chunks))
+
+
+def _strided(tensors: Sequence[Tensor]) -> tuple[list[Tensor], list[tuple[int, ...]]]:
+    """Return tensors whose tokens' last axis is contiguous, and strides over the first three axes, or all of four."""
+    ready = [
+        tensor.contiguous() if index < _NUM_TOKEN_TENSORS and tensor.ndim == 4 and tensor.stride(3) != 1 else tensor
+        for index, tensor in enumerate(tensors)
+    ]
+    return ready, [(*tensor.stride(), 0)[:4] for tensor in ready]
+
+
+def _run_sequences(
+    kernel: Kernel,
+    *,
+    sizes: tuple[int, ...],
+    tensors: Sequence[Tensor],
+    strides: list[tuple[int, ...]],
+    epsilon: float,
+    num_rows: int,
+    work_per_row: int,
+    scratch_size: int,
+) -> None:
+    dtype = tensors[0].dtype
+    num_places = sequence_kernels(dtype).num_places
+    integers = np.array(sizes, dtype=np.int64)
+    addresses = np.array([tensor.data_ptr() for tensor in tensors], dtype=np.int64)
+    table = np.zeros((_NUM_STRIDED, 4), dtype=np.int64)
+    table[: len(strides)] = strides
+
+    def worker() -> Work:
+        scratch, places = _aligned_zeros(scratch_size, dtype), np.empty(num_places, dtype=np.int64)
+        return lambda first, last: kernel(integers, addresses, table, places, epsilon, scratch, first, last)
+
+    _over_rows(worker, num_rows=num_rows, work_per_row=work_per_row, rows_at_once=_LANES)
+
+
+def _over_rows(worker: Callable[[], Work], *, num_rows: int, work_per_row: int, rows_at_once: int) -> None:
+    """Work on all rows, in blocks that as many threads as PyTorch would use take in turn, each with its own worker.
+
+    A row is worked on by one thread from beginning to end, independent of those beside it, so the numbers do not
+    depend on how many threads there are. Plain threads, because the kernels run without Python's lock: unlike Numba's
+    own they may be used from several threads at once and after a fork.
+    """
+    num_groups = -(-num_rows // rows_at_once)
+    num_threads = max(1, min(torch.get_num_threads(), num_groups, num_rows * work_per_row // _LEAST_WORK_PER_THREAD))
+    if num_threads == 1:
+        worker()(0, num_rows)
+        return
+    num_blocks = min(num_groups, num_threads * _BLOCKS_PER_THREAD)
+    bounds = [min(num_rows, num_groups * i // num_blocks * rows_at_once) for i in range(num_blocks + 1)]
+    blocks = deque(itertools.pairwise(bounds))
+
+    def take_blocks() -> None:
+        work = worker()
+        while True:
+            try:
+                first, last = blocks.popleft()
+            except IndexError:
+                return
+            work(first, last)
+
+    others = [_pool(os.getpid(), num_threads - 1).submit(take_blocks) for _ in range(num_threads - 1)]
+    take_blocks()
+    for other in others:
+        other.result()
+
+
+@lru_cache(maxsize=1)
+def _pool(process: int, num_workers: int) -> ThreadPoolExecutor:
+    """Return this process's threads: a forked one starts without those of its parent."""
+    return ThreadPoolExecutor(num_workers, thread_name_prefix="trellis-memory")
+
+
+def _aligned_zeros(count: int, dtype: torch.dtype) -> Any:
+    """Return zeros that start at a multiple of 64 bytes, so that no vector straddles two cache lines."""
+    num_bytes = count * dtype.itemsize
+    memory = np.zeros(num_bytes + 64, dtype=np.uint8)
+    start = -memory.ctypes.data % 64
+    return memory[start : start + num_bytes].view(np.float32 if dtype == torch.float32 else np.float64)
