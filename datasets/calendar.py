@@ -150,6 +150,22 @@ def step_numbers(time: Stamps, freq: str, timezone: str | None = None) -> Whole:
     return numbers // step.length
 
 
+def snap(time: Stamps, freq: str, timezone: str | None = None) -> Stamps:
+    """The stamp that stands for the step each stamp falls in: for hours the full hour before it, for days midnight, for
+    month ends the last day of its month, for business days the Monday after a weekend."""
+    step = _parse(freq)[1]
+    if not len(time):
+        return time
+    if step.kind == "tick":
+        whole, first = time.astype(np.int64), time.min(keepdims=True)
+        # A fixed step does not follow the clocks: the offset of the first stamp holds for all.
+        shift = int(to_local(first, timezone).astype(np.int64)[0] - first.astype(np.int64)[0])
+        return _stamps_of(whole - (whole + shift) % step.length)
+    ordinals = _ordinals(_split_days(to_local(time, timezone))[0], step)[0]
+    ordinals -= (ordinals - ordinals.min()) % step.length
+    return _stamps(ordinals, step, 0, timezone)
+
+
 def future_times(last: np.datetime64, freq: str, steps: int, timezone: str | None = None) -> Stamps:
     """The ``steps`` stamps after ``last``, which has to lie on the calendar.
 

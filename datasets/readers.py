@@ -14,6 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import narwhals as nw
 import numpy as np
 import pandas as pd
 import pyarrow as pa  # type: ignore[import-untyped]
@@ -21,9 +22,11 @@ import pyarrow.compute as pc  # type: ignore[import-untyped]
 import pyarrow.csv as pa_csv  # type: ignore[import-untyped]
 import pyarrow.parquet as pa_parquet  # type: ignore[import-untyped]
 
-from trellis_ts.datasets.columns import Table, find_roles, has_decimal_commas, nearest, quote, read_numbers, shorten
+from trellis_ts.datasets.columns import Table, has_decimal_commas, nearest, quote, read_numbers, shorten
+from trellis_ts.datasets.covariates import CovariateNames, add_covariates, with_future
 from trellis_ts.datasets.dates import UnreadableDateError, looks_like_dates, parse_dates
 from trellis_ts.datasets.regular import build_panel
+from trellis_ts.datasets.roles import find_roles, stamp_roles
 from trellis_ts.errors import DataError
 
 if TYPE_CHECKING:
@@ -46,6 +49,11 @@ def read_table(
     id: str | None = None,
     freq: str | None = None,
     day_first: bool | None = None,
+    past_covariates: Sequence[str] = (),
+    known_covariates: Sequence[str] = (),
+    static: Sequence[str] = (),
+    categorical: Sequence[str] = (),
+    regularize: bool = False,
 ) -> Panel:
     """Read a CSV file (``.csv``, ``.tsv``, ``.txt``, also with ``.gz``) or a Parquet file.
 
@@ -54,45 +62,107 @@ def read_table(
         time: Column of times; found by name and contents if not given.
         target: Columns to forecast; if not given all that hold numbers, or the one called y, target or value where
             there is a column of ids.
-        id: Column that names the series of a long table; found likewise.
+        id: Column that names the series of a long table; found likewise. Several as ``store,item``.
         freq: A pandas offset alias; inferred from the times if not given.
         day_first: Whether 03/04/2024 is in April; inferred if not given.
+        past_covariates: Columns known up to the last row.
+        known_covariates: Columns known beyond it. A series then ends at its last value, and rows after it are the
+            future of these.
+        static: Columns with one value per series.
+        categorical: Covariates of numbers that are categories; text and truth values always are.
+        regularize: Bring stamps onto a calendar, averaging the rows of each step, instead of refusing them.
 
     Raises:
         DataError: the table cannot be read, or can be understood in more than one way.
     """
-    file = Path(path)
-    _check_file(file)
-    suffixes = [suffix.lower() for suffix in file.suffixes if suffix.lower() != ".gz"]
-    table = _read_parquet(file) if suffixes and suffixes[-1] in _PARQUET_SUFFIXES else _read_text(file)
-    return _panel(table, time, target, id, freq, day_first)
+    covariates = _covariate_names(past_covariates, known_covariates, static, categorical)
+    return _panel(_file_table(Path(path)), time, target, id, freq, day_first, covariates, regularize)
 
 
 def panel_from_frame(
-    frame: pd.DataFrame,
+    frame: Any,
     *,
     time: str | None = None,
     target: Sequence[str] | None = None,
     id: str | None = None,
     freq: str | None = None,
     day_first: bool | None = None,
+    past_covariates: Sequence[str] = (),
+    known_covariates: Sequence[str] = (),
+    static: Sequence[str] = (),
+    categorical: Sequence[str] = (),
+    regularize: bool = False,
     source: str = "<frame>",
 ) -> Panel:
-    """The same for a frame, which stays as it is; its index may hold the times or the ids.
+    """The same for a frame, which stays as it is; the index of a pandas frame may hold the times or the ids.
 
     Args:
-        frame: The table.
+        frame: The table, of pandas, polars, pyarrow or another library that narwhals knows.
         time: As in ``read_table``, as are the other options.
         target: Columns to forecast.
         id: Column that names the series.
         freq: A pandas offset alias.
         day_first: Order of dates that are text.
+        past_covariates: Columns known up to the last row.
+        known_covariates: Columns known beyond it.
+        static: Columns with one value per series.
+        categorical: Covariates of numbers that are categories.
+        regularize: Bring stamps onto a calendar.
         source: What messages call the table.
 
     Raises:
         DataError: the table cannot be read, or can be understood in more than one way.
     """
-    return _panel(_frame_table(frame, source), time, target, id, freq, day_first)
+    covariates = _covariate_names(past_covariates, known_covariates, static, categorical)
+    return _panel(_frame_table(frame, source), time, target, id, freq, day_first, covariates, regularize)
+
+
+def add_future(
+    panel: Panel, future: str | Path | Any, steps: int, *, day_first: bool | None = None, source: str = "<future>"
+) -> Panel:
+    """The panel with the known covariates after its last rows, from a second table.
+
+    Args:
+        panel: The history, whose columns of times, ids and known covariates the table has to have.
+        future: Path of the table, or a frame.
+        steps: How many steps after each series' last row are needed; further rows are passed over.
+        day_first: Order of dates that are text; either where it is not given and the dates fit both.
+        source: What messages call a frame.
+
+    Raises:
+        DataError: the table cannot be read, or lacks a column, a series or a stamp.
+    """
+    known = panel.covariates("known")
+    if not known:
+        raise DataError(
+            f"{panel.source}: no covariates are known in the future, so there is nothing to read from a table of it; "
+            "leave it out, or train with --known-covariates"
+        )
+    is_path = isinstance(future, (str, Path))
+    table = _file_table(Path(future)) if is_path else _frame_table(future, source)
+    _check_header(table)
+    table = _drop_blank_rows(table)
+    _check_rows(table)
+    keys = panel.columns.keys or (() if panel.columns.id is None else (panel.columns.id,))
+    names = CovariateNames(
+        known=tuple(each.name for each in known),
+        categorical=tuple(each.name for each in known if each.categories is not None),
+    ).resolve(table)
+    roles = add_covariates(table, stamp_roles(table, panel.columns.time, keys, day_first), names)
+    try:
+        return with_future(panel, table, roles, steps)
+    except DataError:
+        if roles.dates.swapped is None:
+            raise
+        swapped = roles._replace(dates=replace(roles.dates, stamps=roles.dates.swapped, swapped=None))
+        return with_future(panel, table, swapped, steps)
+
+
+def _covariate_names(
+    past: Sequence[str], known: Sequence[str], static: Sequence[str], categorical: Sequence[str]
+) -> CovariateNames:
+    roles = [(names,) if isinstance(names, str) else tuple(names) for names in (past, known, static, categorical)]
+    return CovariateNames(*roles)
 
 
 def read_rows(path: str | Path) -> tuple[NDArray[np.datetime64], NDArray[np.float64], tuple[str, ...]]:
@@ -124,11 +194,15 @@ def _panel(
     id: str | None,
     freq: str | None,
     day_first: bool | None,
+    covariates: CovariateNames,
+    regularize: bool,
 ) -> Panel:
     _check_header(table)
     table = _drop_blank_rows(table)
     _check_rows(table)
-    return build_panel(table, find_roles(table, time, target, id, day_first), freq)
+    covariates = covariates.resolve(table)
+    roles = find_roles(table, time, target, id, day_first, covariates.all)
+    return build_panel(table, add_covariates(table, roles, covariates), freq, regularize=regularize)
 
 
 def _check_rows(table: Table) -> None:
@@ -152,12 +226,22 @@ def _check_file(file: Path) -> None:
         raise DataError(f"{file}: not a kind of file that is read here; save the table as one of {known}")
 
 
+def _file_table(file: Path) -> Table:
+    _check_file(file)
+    suffixes = [suffix.lower() for suffix in file.suffixes if suffix.lower() != ".gz"]
+    return _read_parquet(file) if suffixes and suffixes[-1] in _PARQUET_SUFFIXES else _read_text(file)
+
+
 def _read_parquet(file: Path) -> Table:
     try:
         content = pa_parquet.ParquetFile(file).read()
     except (pa.ArrowException, OSError) as error:
         reason = str(error).splitlines()[0] if str(error) else "unknown reason"
         raise DataError(f"{file}: not a readable Parquet file ({reason}); write it again") from error
+    return _arrow_table(content, str(file))
+
+
+def _arrow_table(content: Any, source: str) -> Table:
     names, columns = [], []
     for name, column in zip(content.column_names, content.columns, strict=True):
         # Pandas stores an index without a name under one that nobody chose; unless it holds times, it is a row number.
@@ -165,16 +249,21 @@ def _read_parquet(file: Path) -> Table:
         if not unnamed or pa.types.is_timestamp(column.type):
             names.append(_time_index_name(content.column_names) if unnamed else name)
             columns.append(_plain(column.combine_chunks()))
-    return Table(str(file), tuple(names), tuple(columns))
+    return Table(source, tuple(names), tuple(columns))
 
 
 def _time_index_name(names: list[str]) -> str:
     return "time" if "time" not in names else "index"
 
 
-def _frame_table(frame: pd.DataFrame, source: str) -> Table:
+def _frame_table(frame: Any, source: str) -> Table:
     if not isinstance(frame, pd.DataFrame):
-        raise DataError(f"{source}: expected a pandas DataFrame, found {type(frame).__name__}; make one of it first")
+        try:
+            content = nw.from_native(frame, eager_only=True).to_arrow()
+        except (TypeError, ValueError) as error:
+            hint = "give one of pandas, polars or pyarrow (collect a lazy one)"
+            raise DataError(f"{source}: expected a frame, found {type(frame).__name__}; {hint}") from error
+        return _arrow_table(content, source)
     index, taken = frame.index, [str(name) for name in frame.columns]
     names, columns = [], []
     for level in range(index.nlevels):

@@ -17,6 +17,7 @@ from trellis_ts.datasets.calendar import (
     to_grid,
 )
 from trellis_ts.datasets.columns import shorten
+from trellis_ts.datasets.resample import resample
 from trellis_ts.errors import DataError
 from trellis_ts.types import Columns, Panel, Series
 
@@ -25,7 +26,8 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from trellis_ts.datasets.columns import Roles, Table
+    from trellis_ts.datasets.columns import Table
+    from trellis_ts.datasets.roles import Roles
 
     Stamps = NDArray[np.datetime64]
 
@@ -53,28 +55,41 @@ class _Ordered(NamedTuple):
         return pairwise(edges)
 
 
-def build_panel(table: Table, roles: Roles, freq: str | None) -> Panel:
+def build_panel(table: Table, roles: Roles, freq: str | None, *, regularize: bool = False) -> Panel:
     """The panel of a table whose columns have been converted.
 
+    With known covariates, a series ends at its last value; later rows are the future of the covariates.
+
+    Args:
+        table: the table, for messages.
+        roles: its columns.
+        freq: the calendar; found if not given.
+        regularize: bring stamps that are on no calendar, or occur several times, onto one.
+
     Raises:
-        DataError: a stamp occurs twice with different values, or the stamps lie on no common calendar.
+        DataError: a stamp occurs twice with different values, the stamps lie on no common calendar, or a series with
+            known covariates has no value.
     """
     notes = [*table.notes, *roles.notes]
+    if regularize:
+        table, roles, freq, resampled = resample(table, roles, freq)
+        notes += resampled
     if roles.dates.swapped is None:
         ordered, freq = _calendar(table, roles, roles.dates.stamps, freq)
     else:
         ordered, freq, note = _choose_order(table, roles, freq)
         notes.append(note)
-    series, num_gaps = _regular_series(table, roles, ordered, freq)
+    series, num_gaps, num_missing = _regular_series(table, roles, ordered, freq)
     if not ordered.was_sorted:
         notes.append("rows were not in the order of time and were sorted")
     if ordered.num_repeats:
         notes.append(f"{_count(ordered.num_repeats, 'exact duplicate row')} dropped")
     if num_gaps:
         notes.append(f"{_count(num_gaps, 'step')} absent from the calendar {freq!r} and kept as missing")
-    if num_missing := int(np.isnan(roles.values[ordered.rows]).sum()):
+    if num_missing:
         notes.append(f"{_count(num_missing, 'value')} missing")
-    columns = Columns(roles.time, roles.id, roles.channels)
+    notes += _covariate_notes(roles, ordered, series)
+    columns = Columns(roles.time, roles.id, roles.channels, roles.keys, roles.covariates)
     return Panel(series, columns, freq, roles.dates.timezone, tuple(notes), table.source)
 
 
@@ -121,7 +136,8 @@ def _order(table: Table, roles: Roles, stamps: Stamps) -> _Ordered:
         rows = np.lexsort((stamps, roles.codes))
         distances = np.diff(stamps[rows].astype(np.int64))
     repeated = np.flatnonzero(joined & (distances == 0))
-    first, second = roles.values[rows[repeated]], roles.values[rows[repeated + 1]]
+    values = roles.values if roles.extras is None else np.hstack((roles.values, roles.extras))
+    first, second = values[rows[repeated]], values[rows[repeated + 1]]
     differ = ((first != second) & ~(np.isnan(first) & np.isnan(second))).any(axis=1)
     if differ.any():
         pair = repeated[int(np.argmax(differ))]
@@ -134,7 +150,8 @@ def _order(table: Table, roles: Roles, stamps: Stamps) -> _Ordered:
 def _refuse_repeat(table: Table, roles: Roles, stamps: Stamps, first: int, second: int) -> None:
     stamp = format_times(stamps[first : first + 1], "ns", roles.dates.timezone)[0]
     rows = f"{table.row(first)} and {table.row(second)}"
-    hint = "keep one of the rows, or name the column that tells several series apart with --id NAME"
+    hint = "keep one of the rows, average them with --regularize true, or name the column (or columns, as a,b) that "
+    hint += "tells several series apart with --id NAME"
     of_series = _of_series(roles, first)
     raise DataError(f"{table.source}, {rows}: {stamp} occurs twice{of_series} with different values; {hint}")
 
@@ -161,7 +178,7 @@ def _shared_freq(table: Table, roles: Roles, ordered: _Ordered) -> str:
             raise DataError(f"{table.source}: {found.problem}; give --freq")
         row = int(ordered.rows[found.offender])
         where = f"{table.source}, {table.row(row)}{_of_series(roles, row)}"
-        hint = "mend or remove such rows, or give --freq"
+        hint = "mend or remove such rows, give --freq, or average them with --regularize true"
         if roles.dates.timezone == "UTC" and roles.dates.notes:
             hint += " (a Parquet file or frame can hold a time zone by name)"
         raise DataError(f"{where}: {found.problem}; {hint}")
@@ -208,14 +225,93 @@ def _check_freq(table: Table, roles: Roles, ordered: _Ordered, freq: str) -> Non
         raise DataError(f"{where}: {stamp}{_of_series(roles, row)} is not on the calendar {freq!r}; {hint}")
 
 
-def _regular_series(table: Table, roles: Roles, ordered: _Ordered, freq: str) -> tuple[tuple[Series, ...], int]:
-    values = roles.values[ordered.rows]
-    series, num_gaps = [], 0
+def _regular_series(table: Table, roles: Roles, ordered: _Ordered, freq: str) -> tuple[tuple[Series, ...], int, int]:
+    """The series, how many steps of theirs no row was for, and how many values are missing in the others."""
+    roles_of = [each.role for each in roles.covariates]
+    past, known, static = (
+        [column for column, role in enumerate(roles_of) if role == wanted] for wanted in ("past", "known", "static")
+    )
+    series, num_gaps, num_missing = [], 0, 0
     for start, stop in ordered.bounds():
-        with _told_where(table, roles, int(ordered.rows[start])):
+        rows, code = ordered.rows[start:stop], int(ordered.codes[start])
+        with _told_where(table, roles, int(rows[0])):
             grid, positions = to_grid(ordered.time[start:stop], freq, roles.dates.timezone)
-        filled = np.full((len(grid), values.shape[1]), np.nan)
-        filled[positions] = values[start:stop]
+        values = _on_grid(roles.values[rows], positions, len(grid))
+        end = _last_observed(values) if known else len(grid)
+        if end == 0:
+            raise DataError(
+                f"{table.source}, {table.row(int(rows[0]))}: series {shorten(roles.ids[code])} has rows of known "
+                f"covariates and no value of {', '.join(roles.channels)}, so nothing says where its forecast begins; "
+                "give it values or leave the series out"
+            )
         num_gaps += len(grid) - (stop - start)
-        series.append(Series(roles.ids[ordered.codes[start]], grid, filled))
-    return tuple(series), num_gaps
+        num_missing += int(np.isnan(values[positions[positions < end]]).sum())
+        extras = None if roles.extras is None else _on_grid(roles.extras[rows], positions, len(grid))
+        series.append(
+            Series(
+                roles.ids[code],
+                grid[:end],
+                values[:end],
+                extras[:end, past] if extras is not None and past else None,
+                extras[:, known] if extras is not None and known else None,
+                _static_values(table, roles, rows, static) if static else None,
+                roles.key_values[code] if roles.key_values else (),
+            )
+        )
+    return tuple(series), num_gaps, num_missing
+
+
+def _on_grid(values: NDArray[np.float64], positions: NDArray[np.int64], length: int) -> NDArray[np.float64]:
+    filled = np.full((length, values.shape[1]), np.nan)
+    filled[positions] = values
+    return filled
+
+
+def _last_observed(values: NDArray[np.float64]) -> int:
+    """Rows up to the last with a value; 0 where there is none."""
+    observed = np.flatnonzero(~np.isnan(values).all(axis=1))
+    return int(observed[-1]) + 1 if len(observed) else 0
+
+
+def _static_values(table: Table, roles: Roles, rows: NDArray[np.int64], columns: list[int]) -> NDArray[np.float64]:
+    """The one value of each attribute in a series' rows, NaN where they have none."""
+    assert roles.extras is not None
+    found = np.full(len(columns), np.nan)
+    for index, column in enumerate(columns):
+        values = roles.extras[rows, column]
+        present = np.flatnonzero(~np.isnan(values))
+        if not len(present):
+            continue
+        found[index] = values[present[0]]
+        other = np.flatnonzero(values[present] != found[index])
+        if len(other):
+            name = roles.covariates[column].name
+            first, second = int(rows[present[0]]), int(rows[present[other[0]]])
+            raise DataError(
+                f"{table.cell(second, name)}{_of_series(roles, second)}, but {table.row(first)} has "
+                f"{shorten(str(table.column(name)[first].as_py()))}; a static attribute has one value per series, so "
+                "mend it or make it a covariate"
+            )
+    return found
+
+
+def _covariate_notes(roles: Roles, ordered: _Ordered, series: tuple[Series, ...]) -> list[str]:
+    if roles.extras is None:
+        return []
+    notes = []
+    num_future = sum(len(each.known) - len(each) for each in series if each.known is not None)
+    if num_future:
+        steps = "1 step after the last value is" if num_future == 1 else f"{num_future} steps after the last values are"
+        notes.append(f"{steps} read as the future of the known covariates")
+    missing = np.isnan(roles.extras[ordered.rows])
+    is_future = np.concatenate(
+        [ordered.time[a:b] > each.time[-1] for (a, b), each in zip(ordered.bounds(), series, strict=True)]
+    )
+    for covariate, column in zip(roles.covariates, missing.T, strict=True):
+        absent = column[~is_future] if covariate.role == "past" else column
+        if absent.all():
+            notes.append(f"covariate {covariate.name!r} has no values at all")
+        elif absent.any():
+            values = "1 value" if absent.sum() == 1 else f"{absent.sum()} values"
+            notes.append(f"{values} of covariate {covariate.name!r} missing, which is masked")
+    return notes

@@ -27,19 +27,39 @@ def load_data(
     id: str | None = None,
     freq: str | None = None,
     day_first: bool | None = None,
+    past_covariates: Sequence[str] = (),
+    known_covariates: Sequence[str] = (),
+    static: Sequence[str] = (),
+    categorical: Sequence[str] = (),
+    regularize: bool = False,
     progress: Callable[[int, int | None], None] | None = None,
 ) -> Panel:
     """Reads a table from a path, or a data set by its name.
 
-    The column options apply to tables only. ``progress(bytes_done, bytes_total)`` is called while downloading.
+    The column options apply to tables only, and covariates are refused elsewhere.
+    ``progress(bytes_done, bytes_total)`` is called while downloading.
 
     Raises:
         DataError: there is no such file or name, or it cannot be read.
     """
     # A folder may be called like a data set.
     if not Path(data).is_file() and (is_known(data) or (_is_name(data) and not Path(data).exists())):
+        if past_covariates or known_covariates or static:
+            raise DataError(f"data set '{data}' has no covariates; give the path of a table to name some")
         return load_known(data, progress=progress)
-    return read_table(data, time=time, target=target, id=id, freq=freq, day_first=day_first)
+    return read_table(
+        data,
+        time=time,
+        target=target,
+        id=id,
+        freq=freq,
+        day_first=day_first,
+        past_covariates=past_covariates,
+        known_covariates=known_covariates,
+        static=static,
+        categorical=categorical,
+        regularize=regularize,
+    )
 
 
 def is_known(name: str) -> bool:

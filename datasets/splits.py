@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from trellis_ts.datasets.covariates import CovariateScaler
 from trellis_ts.errors import DataError
 from trellis_ts.types import Borders
 
@@ -40,12 +41,14 @@ def split_borders(num_rows: int, *, validation_size: float, test_size: float, pr
 class Scaler:
     """Mean and standard deviation of each series and channel, both ``[series, channel]``.
 
-    A constant channel has standard deviation 1, one without a single number also mean 0.
+    A constant channel has standard deviation 1, one without a single number also mean 0. Covariates have statistics of
+    their own, which all series share.
     """
 
     names: tuple[str, ...]
     loc: NDArray[np.float64]
     scale: NDArray[np.float64]
+    covariates: CovariateScaler = field(default_factory=CovariateScaler)
 
     @classmethod
     def fit(cls, panel: Panel, rows: Sequence[tuple[int, int]]) -> Scaler:
@@ -54,7 +57,7 @@ class Scaler:
         scale = np.ones_like(loc)
         for index, (series, (start, stop)) in enumerate(zip(panel.series, rows, strict=True)):
             loc[index], scale[index] = _statistics(series.values[start:stop])
-        return cls(tuple(series.name for series in panel.series), loc, scale)
+        return cls(tuple(series.name for series in panel.series), loc, scale, CovariateScaler.fit(panel, rows))
 
     def of(self, panel: Panel, rows: Sequence[tuple[int, int]] | None = None) -> Scaler:
         """The statistics for the series of another panel, by name; a series never seen gets those of its own rows.
@@ -73,7 +76,7 @@ class Scaler:
             else:
                 start, stop = (0, len(series)) if rows is None else rows[index]
                 loc[index], scale[index] = _statistics(series.values[start:stop])
-        return Scaler(tuple(series.name for series in panel.series), loc, scale)
+        return Scaler(tuple(series.name for series in panel.series), loc, scale, self.covariates)
 
 
 def _statistics(values: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:

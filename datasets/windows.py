@@ -9,6 +9,8 @@ import torch
 from torch.utils.data import Dataset
 
 from trellis_ts.datasets.calendar import season_position
+from trellis_ts.datasets.covariates import check_covariates
+from trellis_ts.datasets.features import static_features, step_features
 from trellis_ts.types import Batch
 
 if TYPE_CHECKING:
@@ -26,9 +28,18 @@ class ScaledPanel:
     """All series of a panel end to end, on the scale of the training rows: ``values`` is ``[rows, channel]``.
 
     float32 with NaN where nothing was measured. One copy serves the windows of every split.
+
+    Args:
+        panel: the series.
+        scaler: statistics of the same series, and the covariates to gather.
+        season_length: steps in a season.
+        future_length: steps after each series' last row for which known covariates are kept.
+
+    Raises:
+        DataError: the panel lacks a covariate of the scaler's, or one is of another kind.
     """
 
-    def __init__(self, panel: Panel, scaler: Scaler, season_length: int) -> None:
+    def __init__(self, panel: Panel, scaler: Scaler, season_length: int, *, future_length: int = 0) -> None:
         lengths = [len(series) for series in panel.series]
         self.num_series = len(lengths)
         self.num_channels = panel.num_channels
@@ -44,6 +55,13 @@ class ScaledPanel:
             [season_position(series.time[0], panel.freq, season_length, panel.timezone) for series in panel.series]
         )
         """Position in the season of each series' first row."""
+        check_covariates(panel, scaler.covariates.covariates)
+        self._past = step_features(panel, scaler.covariates, "past")
+        self._known = step_features(panel, scaler.covariates, "known", future_length)
+        self._static = static_features(panel, scaler.covariates)
+        # Known rows go on after each series' last.
+        self._known_starts = self.starts[:-1] + future_length * np.arange(self.num_series)
+        self._future_length = future_length
 
     def gather(
         self,
@@ -51,16 +69,18 @@ class ScaledPanel:
         origins: NDArray[np.int64],
         context_length: int,
         prediction_length: int,
+        future_length: int | None = None,
     ) -> Batch:
         """The windows of the given series whose futures start at the given rows of theirs.
 
-        Steps before a series' first row, and past its last, come out as unobserved.
+        Steps before a series' first row, and past its last, come out as unobserved. Past covariates end at the origin.
 
         Args:
             series: ``[batch]``, which series.
             origins: ``[batch]``, first future row, counted from the series' own start.
             context_length: steps before the origin.
             prediction_length: steps from the origin on; 0 when there is no future to look at.
+            future_length: steps from the origin on for known covariates; ``prediction_length`` unless given.
         """
         steps = np.arange(-context_length, prediction_length)
         local = origins[:, None] + steps
@@ -70,6 +90,16 @@ class ScaledPanel:
         values = self.values[rows.clamp_(0, len(self.values) - 1)]  # [B, L + horizon, C]
         observed = ~values.isnan() & inside[..., None]
         values = torch.where(observed, values, 0.0)
+        known = None
+        if self._known is not None:
+            known_local = origins[:, None] + np.arange(
+                -context_length, prediction_length if future_length is None else future_length
+            )
+            known_inside = (known_local >= 0) & (known_local < lengths + self._future_length)
+            known = self._known.gather(known_local + self._known_starts[series][:, None], known_inside)
+        past = None
+        if self._past is not None:
+            past = self._past.gather(rows[:, :context_length].numpy(), inside[:, :context_length].numpy())
         return Batch(
             context=values[:, :context_length],
             observed=observed[:, :context_length],
@@ -77,6 +107,9 @@ class ScaledPanel:
             series=torch.from_numpy(series),
             future=values[:, context_length:] if prediction_length else None,
             future_observed=observed[:, context_length:] if prediction_length else None,
+            past=past,
+            known=known,
+            static=None if self._static is None else self._static.gather(series, np.ones(len(series), dtype=bool)),
             loc=self._loc[series][:, None],
             scale=self._scale[series][:, None],
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,9 @@ import torch
 from trellis_ts.checkpoints import Checkpoint, DataRecord, SeriesRecord, build_model
 from trellis_ts.config import ExperimentConfig, ModelConfig, TrainingConfig, WindowShape
 from trellis_ts.datasets import calendar
-from trellis_ts.types import Columns, Panel, Series
+from trellis_ts.datasets.covariates import CovariateScaler
+from trellis_ts.sizing import covariate_shape
+from trellis_ts.types import Columns, Covariate, Panel, Series
 
 
 @pytest.fixture(scope="session")
@@ -50,6 +53,37 @@ def make_panel() -> Callable[..., Panel]:
 
 
 @pytest.fixture(scope="session")
+def make_covariates() -> Callable[..., Panel]:
+    """Gives a panel past (a number, a category), known (the same) and static covariates (the same), partly missing.
+
+    The known ones reach ``future`` steps beyond the last row.
+    """
+
+    def make(panel: Panel, *, future: int = 5, missing: float = 0.1, seed: int = 1) -> Panel:
+        rng = np.random.default_rng(seed)
+        names = {"past": ("wind", "state"), "known": ("price", "event"), "static": ("size", "kind")}
+        categories = ("red", "green", "blue")
+        covariates = tuple(
+            Covariate(name, role, categories if index else None)
+            for role, both in names.items()
+            for index, name in enumerate(both)
+        )
+
+        def draw(rows: int) -> np.ndarray:
+            values = np.column_stack((rng.normal(50, 5, rows), rng.integers(0, len(categories), rows)))
+            values[rng.random(values.shape) < missing] = np.nan
+            return values
+
+        series = tuple(
+            replace(each, past=draw(len(each)), known=draw(len(each) + future), static=draw(1)[0])
+            for each in panel.series
+        )
+        return replace(panel, series=series, columns=replace(panel.columns, covariates=covariates))
+
+    return make
+
+
+@pytest.fixture(scope="session")
 def make_checkpoint() -> Callable[..., Checkpoint]:
     """A model with random weights everywhere and a record of the panel, as if its first ``known`` rows had been seen.
 
@@ -68,6 +102,7 @@ def make_checkpoint() -> Callable[..., Checkpoint]:
         seed: int = 0,
         loss: Any = "quantile",
         quantile_levels: tuple[float, ...] = (0.1, 0.5, 0.9),
+        cycles: tuple[Any, ...] = (),
         **settings: Any,
     ) -> Checkpoint:
         small: dict[str, Any] = {"width": 8, "num_heads": 2, "num_slots": 3, "num_layers": 1, "feedforward_width": 6}
@@ -75,8 +110,16 @@ def make_checkpoint() -> Callable[..., Checkpoint]:
             model=ModelConfig(**(small | settings)),
             training=TrainingConfig(loss=loss, quantile_levels=quantile_levels),
         )
+        covariates = CovariateScaler.fit(panel, [(0, len(each)) for each in panel.series])
+        covariates = replace(covariates, cycles=cycles)
         shape = WindowShape(
-            context_length, prediction_length, patch_length, patch_stride, season_length, panel.num_channels
+            context_length,
+            prediction_length,
+            patch_length,
+            patch_stride,
+            season_length,
+            panel.num_channels,
+            covariate_shape(covariates),
         )
         with torch.random.fork_rng():
             torch.manual_seed(seed)
@@ -93,7 +136,16 @@ def make_checkpoint() -> Callable[..., Checkpoint]:
             for index, each in enumerate(panel.series)
         )
         columns = panel.columns
-        record = DataRecord(columns.time, columns.id, panel.channels, panel.freq, panel.timezone, panel.dataset, series)
+        record = DataRecord(
+            columns.time,
+            columns.id,
+            panel.channels,
+            panel.freq,
+            panel.timezone,
+            panel.dataset,
+            series,
+            covariates.covariates,
+        )
         return Checkpoint(model.eval(), experiment, record)
 
     return make

@@ -28,10 +28,13 @@ from safetensors.torch import save_file
 
 from trellis_ts.config import Closed, ExperimentConfig, WindowShape
 from trellis_ts.conformal import Calibration
+from trellis_ts.datasets.covariates import CovariateScaler
 from trellis_ts.distributions import FAMILIES
 from trellis_ts.errors import CheckpointError, ConfigError
 from trellis_ts.files import open_permissions
 from trellis_ts.model import ForecastModel
+from trellis_ts.sizing import covariate_shape
+from trellis_ts.types import Covariate
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -68,8 +71,16 @@ class DataRecord(Closed):
     timezone: str | None
     dataset: str | None
     series: tuple[SeriesRecord, ...]
+    covariates: tuple[Covariate, ...] = ()
 
     def __post_init__(self) -> None:
+        for covariate in self.covariates:
+            if not math.isfinite(covariate.loc) or not 0 < covariate.scale < math.inf:
+                raise ConfigError(f"covariate '{covariate.name}' has a loc that is no number or a scale not positive")
+            if len(set(covariate.categories or ())) < len(covariate.categories or ()):
+                raise ConfigError(f"covariate '{covariate.name}' has a category twice")
+        if len({each.name for each in self.covariates}) < len(self.covariates):
+            raise ConfigError("every covariate needs a name of its own")
         names = [each.name for each in self.series]
         for kind, found in (("channel", self.channels), ("series", names)):
             if not found or len(set(found)) < len(found):
@@ -177,6 +188,11 @@ def load_checkpoint(directory: str | os.PathLike[str]) -> Checkpoint:
         if len(data.channels) != config.shape.num_channels:
             raise CheckpointError(
                 f"the model at {source} is damaged: {_DATA_FILE} and {_CONFIG_FILE} disagree on channels"
+            )
+        scaler = CovariateScaler(data.covariates, config.shape.covariates.cycles)
+        if covariate_shape(scaler) != config.shape.covariates:
+            raise CheckpointError(
+                f"the model at {source} is damaged: {_DATA_FILE} and {_CONFIG_FILE} disagree on covariates"
             )
         calibration = _read_json(source / _CALIBRATION_FILE, Calibration) if is_calibrated else None
         if calibration is not None and calibration.prediction_length != config.shape.prediction_length:

@@ -18,10 +18,12 @@ Activation = Literal["identity", "silu", "ln_silu"]
 ReadActivation = Literal["ln_silu", "l2_silu", "softmax"]
 Implementation = Literal["auto", "triton", "cpu", "chunked", "reference"]
 Loss = Literal["quantile", "mae", "mse", "huber", "normal", "student_t", "negative_binomial"]
+Cycle = Literal["minute", "hour", "day", "week", "year"]
 Precision = Literal["32", "bf16-mixed", "16-mixed"]
 
 # Far above anything useful; they keep a damaged or hostile model file from asking for absurd amounts of memory.
 _LARGEST_SIZE = 1 << 20
+_MOST_COVARIATES = 10_000
 
 
 def _require(condition: bool, message: str) -> None:
@@ -49,11 +51,21 @@ class DataConfig(Closed):
     target: tuple[str, ...] | None = None
     """Column or columns to forecast."""
     id: str | None = None
-    """Column that names the series, in a long table."""
+    """Column that names the series, in a long table; several as store,item."""
+    past_covariates: tuple[str, ...] = ()
+    """Columns that help to forecast and are known up to the last row only."""
+    known_covariates: tuple[str, ...] = ()
+    """Columns that help to forecast and are known over the horizon too, such as holidays."""
+    static: tuple[str, ...] = ()
+    """Columns with one value per series, in a long table."""
+    categorical: tuple[str, ...] = ()
+    """Covariates of numbers to be read as categories; text always is."""
     freq: str | None = None
     """Time between rows as a pandas offset: h, 15min, D, B, W-SUN, MS, ME, QS, ..."""
     day_first: bool | None = None
     """Whether 02/03/2024 is the 2nd of March; needed only where the file does not tell."""
+    regularize: bool = False
+    """Bring irregular stamps onto a calendar: the mean of the rows in each step, missing where there are none."""
     validation_size: float = 0.1
     """Rows held out to choose the best epoch: a fraction of each series if below 1, else a count."""
     test_size: float = 0.1
@@ -93,6 +105,45 @@ class WindowConfig(Closed):
 
 
 @dataclass(frozen=True)
+class CovariateShape(Closed):
+    """How many covariates of each kind a model reads; a column of categories counts by how many it distinguishes."""
+
+    past_numbers: int = 0
+    past_categories: tuple[int, ...] = ()
+    known_numbers: int = 0
+    known_categories: tuple[int, ...] = ()
+    static_numbers: int = 0
+    static_categories: tuple[int, ...] = ()
+    cycles: tuple[Cycle, ...] = ()
+    """Cycles of the calendar that are read as known covariates."""
+
+    def __post_init__(self) -> None:
+        for name in ("past_numbers", "known_numbers", "static_numbers"):
+            _require(0 <= getattr(self, name) <= _MOST_COVARIATES, f"{name} must lie between 0 and {_MOST_COVARIATES}")
+        for name in ("past_categories", "known_categories", "static_categories"):
+            sizes = getattr(self, name)
+            _require(len(sizes) <= _MOST_COVARIATES, f"{name} has more than {_MOST_COVARIATES} columns")
+            for size in sizes:
+                _require(0 <= size <= _LARGEST_SIZE, f"{name} must lie between 0 and {_LARGEST_SIZE}, found {size}")
+        _require(len(set(self.cycles)) == len(self.cycles), "a cycle of the calendar is listed twice")
+
+    @property
+    def has_past(self) -> bool:
+        """Whether anything is read that is known up to the origin only."""
+        return self.past_numbers > 0 or len(self.past_categories) > 0
+
+    @property
+    def has_known(self) -> bool:
+        """Whether anything is read that is known over the horizon, the calendar included."""
+        return self.known_numbers > 0 or len(self.known_categories) > 0 or len(self.cycles) > 0
+
+    @property
+    def has_static(self) -> bool:
+        """Whether the series have attributes."""
+        return self.static_numbers > 0 or len(self.static_categories) > 0
+
+
+@dataclass(frozen=True)
 class WindowShape(Closed):
     """The same lengths once all are known, with the number of channels: what a model is built for."""
 
@@ -102,10 +153,12 @@ class WindowShape(Closed):
     patch_stride: int
     season_length: int
     num_channels: int
+    covariates: CovariateShape = CovariateShape()
 
     def __post_init__(self) -> None:
         for name in self.__dataclass_fields__:
-            _require_size(name, getattr(self, name))
+            if name != "covariates":
+                _require_size(name, getattr(self, name))
         _require(
             self.patch_length <= self.context_length,
             f"patch_length={self.patch_length} exceeds context_length={self.context_length}; shorten the patch",
@@ -165,9 +218,14 @@ class ModelConfig(Closed):
     """Learn one season per channel, taken off the context and added to the forecast."""
     linear_skip: bool = True
     """Add a linear map from the whole context to the whole horizon."""
+    calendar_features: bool | None = None
+    """Read hour, weekday and day of the year as known covariates, those the data hold at least twice."""
+    covariate_width: int = 16
+    """Features each step's covariates are read as."""
 
     def __post_init__(self) -> None:
-        for name in ("width", "num_heads", "num_slots", "chunk_length", "conv_width", "feedforward_width"):
+        sizes = ("width", "num_heads", "num_slots", "chunk_length", "conv_width", "feedforward_width")
+        for name in (*sizes, "covariate_width"):
             _require_size(name, getattr(self, name))
         _require_size("num_layers", self.num_layers, maximum=1000)
         _require(

@@ -133,7 +133,8 @@ class _Field:
 
     def model(self, forecaster: Forecaster) -> Contender:
         def forecast(series: NDArray[np.int64], origins: NDArray[np.int64]) -> Forecast:
-            batch = self.scaled.gather(series, origins, self.shape.context_length, 0)
+            horizon = self.shape.prediction_length  # of known covariates; the values of the future stay out
+            batch = self.scaled.gather(series, origins, self.shape.context_length, 0, horizon)
             return forecaster.roll_out(batch, self.shape.prediction_length)
 
         return forecast
@@ -201,11 +202,12 @@ class _Field:
 
 
 def _before(panel: Panel, chosen: Sequence[int] | NDArray[np.int64], stamp: np.datetime64) -> Panel:
-    """The chosen series with their rows before a stamp; those without any are left out."""
+    """The chosen series with their rows before a stamp; those without any are left out. Known covariates stay."""
     series = []
     for each in (panel.series[index] for index in chosen):
         if rows := int(np.searchsorted(each.time, stamp)):
-            series.append(replace(each, time=each.time[:rows], values=each.values[:rows]))
+            past = None if each.past is None else each.past[:rows]
+            series.append(replace(each, time=each.time[:rows], values=each.values[:rows], past=past))
     return replace(panel, series=tuple(series))
 
 

@@ -2,25 +2,36 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import replace
 from importlib.metadata import version
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
+import narwhals as nw
 import numpy as np
 import pandas as pd
+import pyarrow as pa  # type: ignore[import-untyped]
 import torch
+from torch.nn import functional as F
 
 from trellis_ts import conformal
 from trellis_ts.checkpoints import Checkpoint, load_checkpoint, save_checkpoint
 from trellis_ts.copula import sample_scores
 from trellis_ts.datasets import calendar
-from trellis_ts.datasets.readers import panel_from_frame
+from trellis_ts.datasets.covariates import (
+    CovariateScaler,
+    check_covariates,
+    check_future,
+    covariate_options,
+    unseen_categories,
+)
+from trellis_ts.datasets.readers import add_future, panel_from_frame
 from trellis_ts.datasets.splits import Scaler
 from trellis_ts.datasets.windows import ScaledPanel
 from trellis_ts.errors import ConfigError, DataError
 from trellis_ts.evaluation import backtest
 from trellis_ts.quantiles import QuantileCurve
-from trellis_ts.types import Batch, Columns, Forecast, Panel, Series
+from trellis_ts.types import Batch, Features, Forecast, Panel
 
 if TYPE_CHECKING:
     import os
@@ -32,6 +43,8 @@ if TYPE_CHECKING:
 
     from trellis_ts.scores import Evaluation
 
+_Frame = TypeVar("_Frame")
+_LOGGER = logging.getLogger(__name__)
 # Series forecast at once. It bounds memory; no forecast depends on it.
 _ROWS_PER_BATCH = 1024
 # Numbers of sample paths held at once at most.
@@ -76,58 +89,71 @@ class Forecaster:
 
     def predict(
         self,
-        frame: pd.DataFrame,
+        frame: _Frame,
+        future: Any = None,
         *,
         prediction_length: int | None = None,
         quantile_levels: Sequence[float] | None = None,
-    ) -> pd.DataFrame:
+    ) -> _Frame:
         """Forecasts what follows the frame's last rows.
 
         Args:
-            frame: history in the columns the model was trained on, wide or long; it is not changed.
+            frame: history in the columns the model was trained on, wide or long, of pandas, polars, pyarrow or another
+                library that narwhals knows; it is not changed.
+            future: frame with the known covariates over the horizon, of a model that reads some; without it, rows of
+                ``frame`` after the last value are taken.
             prediction_length: steps to forecast; the trained horizon unless given. Beyond it, forecasts are fed back.
             quantile_levels: any levels between 0 and 1; those of the training unless given.
 
         Returns:
-            One row per series (per channel of a wide frame) and future stamp; see ``forecast_frame``.
+            A frame of the same library: one row per series (per channel of a wide frame) and future stamp; see
+            ``forecast_frame``.
 
         Raises:
             ConfigError: a level the model cannot give.
-            DataError: the frame cannot be read, or has other columns.
+            DataError: a frame cannot be read, has other columns, or lacks known covariates.
         """
-        panel = self._read(frame)
-        return forecast_frame(
-            panel, self.forecast(panel, prediction_length=prediction_length, quantile_levels=quantile_levels)
-        )
+        panel = self._read_with_future(frame, future, prediction_length)
+        forecast = self.forecast(panel, prediction_length=prediction_length, quantile_levels=quantile_levels)
+        result: _Frame = as_library_of(frame, forecast_frame(panel, forecast))
+        return result
 
     def sample(
-        self, frame: pd.DataFrame, *, num_samples: int = 100, seed: int = 0, prediction_length: int | None = None
-    ) -> pd.DataFrame:
+        self,
+        frame: _Frame,
+        future: Any = None,
+        *,
+        num_samples: int = 100,
+        seed: int = 0,
+        prediction_length: int | None = None,
+    ) -> _Frame:
         """Possible futures after the frame's last rows, each a path through the whole horizon.
 
         At every step the paths spread as the forecast's quantiles say; from step to step they hang together as errors
         did on the validation windows. Paths of different series and channels are drawn independently.
 
         Args:
-            frame: history in the columns the model was trained on.
+            frame: history in the columns the model was trained on, as for ``predict``.
+            future: as for ``predict``.
             num_samples: paths per series (per channel of a wide frame).
             seed: the same seed gives the same paths.
             prediction_length: steps to forecast; the trained horizon unless given.
 
         Returns:
-            One row per series, ``sample`` (from 0) and future stamp, with its ``value``.
+            A frame of the same library: one row per series, ``sample`` (from 0) and future stamp, with its ``value``.
 
         Raises:
             ConfigError: the model gives no distribution to draw from, or holds no calibration.
-            DataError: the frame cannot be read, or has other columns.
+            DataError: a frame cannot be read, has other columns, or lacks known covariates.
         """
-        panel = self._read(frame)
+        panel = self._read_with_future(frame, future, prediction_length)
         paths = self.sample_paths(panel, num_samples=num_samples, seed=seed, prediction_length=prediction_length)
-        return sample_frame(panel, paths)
+        result: _Frame = as_library_of(frame, sample_frame(panel, paths))
+        return result
 
     def backtest(
         self,
-        frame: pd.DataFrame,
+        frame: Any,
         *,
         step: int = 1,
         max_origins: int | None = None,
@@ -162,24 +188,37 @@ class Forecaster:
             seed=seed,
         )
 
-    def _read(self, frame: pd.DataFrame) -> Panel:
-        data = self.checkpoint.data
+    def _read(self, frame: Any) -> Panel:
+        data, settings = self.checkpoint.data, self.checkpoint.experiment.data
         return panel_from_frame(
             frame,
             time=data.time_column,
             target=data.channels,
             id=data.id_column,
             freq=data.freq,
-            day_first=self.checkpoint.experiment.data.day_first,
+            day_first=settings.day_first,
+            **covariate_options(data.covariates),
+            regularize=settings.regularize,
         )
+
+    def _read_with_future(self, frame: Any, future: Any, prediction_length: int | None) -> Panel:
+        """The history, with the known covariates of the second frame where there is one."""
+        panel = self._read(frame)
+        if future is not None:
+            steps = self.prediction_length if prediction_length is None else prediction_length
+            panel = add_future(panel, future, steps, day_first=self.checkpoint.experiment.data.day_first)
+        for line in unseen_categories(panel, self.checkpoint.data.covariates):
+            _LOGGER.warning("%s: %s", panel.source, line)
+        return panel
 
     def check(self, panel: Panel) -> Panel:
         """The panel with its channels in the model's order.
 
         Raises:
-            DataError: channels or calendar are not those the model was trained on.
+            DataError: channels, covariates or calendar are not those the model was trained on.
         """
         data = self.checkpoint.data
+        check_covariates(panel, data.covariates)
         missing = [name for name in data.channels if name not in panel.channels]
         if missing or len(panel.channels) != len(data.channels):
             raise DataError(
@@ -194,14 +233,10 @@ class Forecaster:
         if panel.channels == data.channels:
             return panel
         order = [panel.channels.index(name) for name in data.channels]
-        return Panel(
-            series=tuple(Series(each.name, each.time, each.values[:, order]) for each in panel.series),
-            columns=Columns(panel.columns.time, panel.columns.id, data.channels),
-            freq=panel.freq,
-            timezone=panel.timezone,
-            notes=panel.notes,
-            source=panel.source,
-            dataset=panel.dataset,
+        return replace(
+            panel,
+            series=tuple(replace(each, values=each.values[:, order]) for each in panel.series),
+            columns=replace(panel.columns, channels=data.channels),
         )
 
     def scaler(self) -> Scaler:
@@ -211,6 +246,7 @@ class Forecaster:
             tuple(each.name for each in series),
             np.array([each.loc for each in series]),
             np.array([each.scale for each in series]),
+            CovariateScaler(self.checkpoint.data.covariates, self._model.shape.covariates.cycles),
         )
 
     def forecast(
@@ -220,19 +256,21 @@ class Forecaster:
 
         Raises:
             ConfigError: ``prediction_length`` is below 1, or a level cannot be given.
-            DataError: the panel does not fit the model.
+            DataError: the panel does not fit the model, or its known covariates do not reach over the horizon.
         """
         horizon = self.prediction_length if prediction_length is None else prediction_length
         if horizon < 1:
             raise ConfigError(f"prediction_length={horizon} must be at least 1")
         panel = self.check(panel)
+        if any(each.role == "known" for each in self.checkpoint.data.covariates):
+            check_future(panel, horizon)
         scaler = self.scaler().of(panel)
-        scaled = ScaledPanel(panel, scaler, self._model.shape.season_length)
+        scaled = ScaledPanel(panel, scaler, self._model.shape.season_length, future_length=horizon)
         ends = np.array([len(series) for series in panel.series], dtype=np.int64)
         pieces = []
         for start in range(0, len(ends), _ROWS_PER_BATCH):
             index = np.arange(start, min(start + _ROWS_PER_BATCH, len(ends)))
-            batch = scaled.gather(index, ends[index], self._model.shape.context_length, 0)
+            batch = scaled.gather(index, ends[index], self._model.shape.context_length, 0, horizon)
             pieces.append(self.roll_out(batch, horizon))
         forecast = _unscale(pieces, scaler, is_count=self._model.family == "negative_binomial")
         return forecast if quantile_levels is None else forecast.at_levels(quantile_levels)
@@ -244,7 +282,7 @@ class Forecaster:
 
         Raises:
             ConfigError: the model gives no distribution to draw from, or holds no calibration; too many paths.
-            DataError: the panel does not fit the model.
+            DataError: the panel does not fit the model, or its known covariates do not reach over the horizon.
         """
         if num_samples < 1:
             raise ConfigError(f"num_samples={num_samples} must be at least 1")
@@ -275,9 +313,22 @@ class Forecaster:
 
     @torch.inference_mode()
     def roll_out(self, batch: Batch, prediction_length: int) -> Forecast:
-        """Forecasts a batch on its own scale; past the trained horizon, point forecasts are read as if observed."""
+        """Forecasts a batch on its own scale; past the trained horizon, point forecasts are read as if observed.
+
+        There, past covariates are missing; known ones have to be in the batch up to the end.
+
+        Raises:
+            ValueError: the batch's known covariates do not reach that far.
+        """
         batch = batch.to(self.device)
         context_length, season_length = self._model.shape.context_length, self._model.shape.season_length
+        if batch.known is not None:
+            reach = batch.known.values.shape[1] - context_length
+            if reach < prediction_length:
+                raise ValueError(f"known covariates reach over {reach} steps, the forecast over {prediction_length}")
+            # Whole horizons: steps beyond what is asked for are missing, and are cut off below.
+            blocks = -(-prediction_length // self.prediction_length)
+            batch = batch._replace(known=_shifted(batch.known, 0, context_length + blocks * self.prediction_length))
         forecasts = [self._model(batch)]
         done = self.prediction_length
         while done < prediction_length:
@@ -288,6 +339,8 @@ class Forecaster:
                     :, -context_length:
                 ],
                 phase=(batch.phase + self.prediction_length) % season_length,
+                past=None if batch.past is None else _shifted(batch.past, self.prediction_length, context_length),
+                known=None if batch.known is None else _shifted(batch.known, self.prediction_length),
             )
             forecasts.append(self._model(batch))
             done += self.prediction_length
@@ -297,6 +350,13 @@ class Forecaster:
         if self.calibrated and self.checkpoint.calibration is not None:
             forecast = conformal.apply(self.checkpoint.calibration, forecast)
         return forecast
+
+
+def _shifted(features: Features, steps: int, length: int | None = None) -> Features:
+    """The features from a later step on, cut or continued as missing to a number of steps."""
+    missing = 0 if length is None else max(0, length - (features.values.shape[1] - steps))
+    stop = None if length is None else steps + length
+    return Features(*(F.pad(each[:, steps:stop], (0, 0, 0, missing)) for each in features))
 
 
 def _unscale(pieces: Sequence[Forecast], scaler: Scaler, *, is_count: bool) -> Forecast:
@@ -316,20 +376,65 @@ def forecast_frame(
     """Forecasts as a long frame: series, stamp, ``forecast`` and one column per quantile (``q0.1``, ...).
 
     For a wide table the channels are the series. A long table with several targets gets a column ``channel`` as well.
-    Stamps are wall-clock times, or aware ones where the panel has a time zone.
+    Stamps are wall-clock times, or aware ones where the panel has a time zone. The table's own columns keep their
+    names; a column of ours whose name is taken among them gets underscores after it: ``forecast_``.
 
     Args:
         panel: the history that was forecast.
         forecast: ``[series, horizon, channel]`` in the units of the data.
-        id_name: name of the first column; the table's own, or ``unique_id`` for a wide one, unless given.
+        id_name: name of the first column; the table's own, or ``unique_id`` for a wide one, unless given. Several
+            columns that name the series keep their own.
         time_name: name of the time column; the table's own unless given.
     """
     columns = _index_columns(panel, forecast.point.shape[1], id_name, time_name)
-    columns["forecast"] = _flat(forecast.point)
+    taken = tuple(columns)
+    columns[free_name("forecast", taken)] = _flat(forecast.point)
     for index, level in enumerate(forecast.quantile_levels):
         if forecast.quantiles is not None:
-            columns[f"q{level:g}"] = _flat(forecast.quantiles[..., index])
+            columns[free_name(f"q{level:g}", taken)] = _flat(forecast.quantiles[..., index])
     return pd.DataFrame(columns)
+
+
+def _index_columns(panel: Panel, horizon: int, id_name: str | None, time_name: str | None) -> dict[str, Any]:
+    """What the rows of a forecast are about: series, channel where there is a choice, and stamp."""
+    channels = panel.num_channels
+    stamps = np.stack(
+        [calendar.future_times(each.time[-1], panel.freq, horizon, panel.timezone) for each in panel.series]
+    )
+    of_channels = np.tile(np.repeat(np.array(panel.channels, dtype=object), horizon), len(panel.series))
+    time_name, id_name = time_name or panel.columns.time, id_name or panel.columns.id
+    columns: dict[str, Any] = {}
+    if panel.is_wide:
+        columns[id_name or free_name("unique_id", (time_name,))] = of_channels
+    elif panel.columns.keys:
+        for position, name in enumerate(panel.columns.keys):
+            columns[name] = _repeated([each.key[position] for each in panel.series], channels * horizon)
+    else:
+        columns[id_name or ""] = _repeated([each.name for each in panel.series], channels * horizon)
+    if not panel.is_wide and channels > 1:
+        columns[free_name("channel", (*columns, time_name))] = of_channels
+    columns[time_name] = _as_index(np.repeat(stamps[:, None], channels, axis=1).ravel(), panel)
+    return columns
+
+
+def _repeated(names: Sequence[str], times: int) -> NDArray[np.object_]:
+    return np.repeat(np.array(names, dtype=object), times)
+
+
+def free_name(name: str, taken: Sequence[str]) -> str:
+    """A name that none of the table's own columns has: the name itself, or with underscores after it."""
+    while name in taken:
+        name += "_"
+    return name
+
+
+def as_library_of(native: Any, frame: pd.DataFrame) -> Any:
+    """The frame as one of the library that another frame is of."""
+    if isinstance(native, pd.DataFrame):
+        return frame
+    backend = nw.from_native(native, eager_only=True).implementation
+    table = pa.Table.from_pandas(frame, preserve_index=False).replace_schema_metadata(None)
+    return nw.from_arrow(table, backend=backend).to_native()
 
 
 def sample_frame(
@@ -348,31 +453,15 @@ def sample_frame(
         time_name: as for ``forecast_frame``.
     """
     num_samples, _, horizon, _ = paths.shape
-    columns = {}
+    columns: dict[str, Any] = {}
     for name, values in _index_columns(panel, horizon, id_name, time_name).items():
         rows = np.arange(len(values)).reshape(-1, 1, horizon).repeat(num_samples, axis=1).ravel()
         columns[name] = values[rows]
-    columns["sample"] = np.tile(np.repeat(np.arange(num_samples), horizon), len(rows) // (num_samples * horizon))
-    columns["value"] = paths.permute(1, 3, 0, 2).reshape(-1).double().numpy()
+    taken = tuple(columns)
+    numbers = np.tile(np.repeat(np.arange(num_samples), horizon), len(rows) // (num_samples * horizon))
+    columns[free_name("sample", taken)] = numbers
+    columns[free_name("value", taken)] = paths.permute(1, 3, 0, 2).reshape(-1).double().numpy()
     return pd.DataFrame(columns)
-
-
-def _index_columns(panel: Panel, horizon: int, id_name: str | None, time_name: str | None) -> dict[str, Any]:
-    """What the rows of a forecast are about: series, channel where there is a choice, and stamp."""
-    channels = panel.num_channels
-    stamps = np.stack(
-        [calendar.future_times(each.time[-1], panel.freq, horizon, panel.timezone) for each in panel.series]
-    )
-    names = np.array([series.name for series in panel.series], dtype=object)
-    of_channels = np.tile(np.repeat(np.array(panel.channels, dtype=object), horizon), len(names))
-    columns: dict[str, Any] = {}
-    columns[id_name or panel.columns.id or "unique_id"] = (
-        of_channels if panel.is_wide else np.repeat(names, channels * horizon)
-    )
-    if not panel.is_wide and channels > 1:
-        columns["channel"] = of_channels
-    columns[time_name or panel.columns.time] = _as_index(np.repeat(stamps[:, None], channels, axis=1).ravel(), panel)
-    return columns
 
 
 def _flat(values: torch.Tensor) -> NDArray[np.float64]:

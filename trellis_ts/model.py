@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
+from trellis_ts.config import CovariateShape
+from trellis_ts.covariates import CovariateEmbedding, zeroed
 from trellis_ts.distributions import NUM_PARAMETERS, shape_distribution
 from trellis_ts.heads import ForecastHead, center_index, spread_quantiles
 from trellis_ts.layers.block import Block
@@ -23,16 +25,10 @@ if TYPE_CHECKING:
     from trellis_ts.types import Batch
 
 
-def _zeroed(linear: nn.Linear) -> nn.Linear:
-    """Starts a last layer at zero: training begins at the context's mean, and no random weight that the data never
-    corrects is left to roughen the forecast."""
-    nn.init.zeros_(linear.weight)
-    nn.init.zeros_(linear.bias)
-    return linear
-
-
 class ForecastModel(nn.Module):
     """Forecasts each channel by itself, all with the same weights (but for the seasonal cycle, one per channel).
+
+    Covariates are shared by the channels of a window.
 
     Args:
         config: the network's settings.
@@ -55,17 +51,24 @@ class ForecastModel(nn.Module):
         self.config, self.shape, self.quantile_levels, self.family = config, shape, quantile_levels, family
         self.patches = PatchEmbedding(shape, config.width, position_embedding=config.position_embedding)
         self.blocks = nn.ModuleList(Block(config, implementation=implementation) for _ in range(config.num_layers))
+        num_outputs = NUM_PARAMETERS[family] if family else max(1, len(quantile_levels))
         self.head = ForecastHead(
             num_patches=shape.num_patches,
             width=config.width,
             prediction_length=shape.prediction_length,
-            num_outputs=NUM_PARAMETERS[family] if family else max(1, len(quantile_levels)),
+            num_outputs=num_outputs,
             pooling=config.pooling,
             dropout=config.dropout,
         )
-        self.skip = _zeroed(nn.Linear(shape.context_length, shape.prediction_length)) if config.linear_skip else None
+        self.skip = zeroed(nn.Linear(shape.context_length, shape.prediction_length)) if config.linear_skip else None
         self.cycle = (
             nn.Parameter(torch.zeros(shape.season_length, shape.num_channels)) if config.seasonal_cycle else None
+        )
+        # Made last, so that the other weights start alike with and without covariates.
+        self.covariates = (
+            CovariateEmbedding(shape, config.width, config.covariate_width, num_outputs)
+            if shape.covariates != CovariateShape()
+            else None
         )
 
     def forward(self, batch: Batch) -> Forecast:
@@ -79,9 +82,13 @@ class ForecastModel(nn.Module):
 
         rows = context.transpose(1, 2).flatten(0, 1)  # [B * C, L]
         tokens, token_observed = self.patches(rows, observed.transpose(1, 2).flatten(0, 1))
+        if self.covariates is not None:
+            tokens = tokens + self.covariates.tokens(batch).repeat_interleave(context.shape[2], dim=0)
         for block in self.blocks:
             tokens = block(tokens, token_observed)
         output = self.head(tokens, token_observed)  # [B * C, horizon, Q]
+        if self.covariates is not None and (added := self.covariates.forecast(batch, tokens.mean(dim=1))) is not None:
+            output = output + added
 
         if self.family is None and self.quantile_levels:
             output = spread_quantiles(output, center_index(self.quantile_levels))

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from trellis_ts.config import WindowShape
+from trellis_ts.config import CovariateShape, WindowShape
 from trellis_ts.datasets import calendar
+from trellis_ts.datasets.cycles import useful_cycles
 from trellis_ts.datasets.long_horizon import find_benchmark
 from trellis_ts.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
-    from trellis_ts.config import WindowConfig
-    from trellis_ts.types import Panel
+    from collections.abc import Sequence
+
+    from trellis_ts.config import Cycle, WindowConfig
+    from trellis_ts.datasets.covariates import CovariateScaler
+    from trellis_ts.types import Panel, Role
 
 # A context spans this many seasons of sub-daily data (a week of days) or of coarser data, up to the longest.
 _SEASONS_SUB_DAILY, _SEASONS_COARSER = 7, 3
@@ -78,9 +82,45 @@ def choose_shape(panel: Panel, window: WindowConfig, *, train_rows: int) -> Wind
     )
 
 
+def choose_cycles(panel: Panel, setting: bool | None, rows: Sequence[tuple[int, int]]) -> tuple[Cycle, ...]:
+    """The cycles of the calendar to read: those the training rows hold twice, if asked for.
+
+    Where the setting is None, they are read if there are two or more; a benchmark is left as its protocol has it.
+    """
+    if setting is False or (setting is None and panel.dataset is not None):
+        return ()
+    cycles = useful_cycles(panel, rows)
+    return cycles if setting or len(cycles) >= 2 else ()
+
+
+def covariate_shape(scaler: CovariateScaler) -> CovariateShape:
+    """What a model reads of the covariates of a scaler."""
+
+    def numbers(role: Role) -> int:
+        return sum(each.categories is None for each in scaler.of_role(role))
+
+    def categories(role: Role) -> tuple[int, ...]:
+        return tuple(len(each.categories) for each in scaler.of_role(role) if each.categories is not None)
+
+    return CovariateShape(
+        past_numbers=numbers("past"),
+        past_categories=categories("past"),
+        known_numbers=numbers("known"),
+        known_categories=categories("known"),
+        static_numbers=numbers("static"),
+        static_categories=categories("static"),
+        cycles=scaler.cycles,
+    )
+
+
 def explain_shape(shape: WindowShape, panel: Panel) -> str:
     """The chosen lengths in one line."""
-    return (
+    text = (
         f"reads {shape.context_length} steps of {panel.freq} as {shape.num_patches} patches of {shape.patch_length}, "
         f"predicts {shape.prediction_length}; season of {shape.season_length}"
     )
+    if panel.columns.covariates:
+        text += f"; covariates {', '.join(f'{each.name} ({each.role})' for each in panel.columns.covariates)}"
+    if shape.covariates.cycles:
+        text += f"; calendar of {', '.join(shape.covariates.cycles)}"
+    return text

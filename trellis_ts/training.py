@@ -25,7 +25,7 @@ from trellis_ts.datasets.windows import ScaledPanel, WindowDataset
 from trellis_ts.devices import resolve_device
 from trellis_ts.errors import CheckpointError, ConfigError, DataError, TrellisError
 from trellis_ts.lightning import ForecastModule, WindowDataModule
-from trellis_ts.sizing import choose_prediction_length, choose_shape
+from trellis_ts.sizing import choose_cycles, choose_prediction_length, choose_shape, covariate_shape
 
 if TYPE_CHECKING:
     from trellis_ts.config import ExperimentConfig, WindowShape
@@ -139,6 +139,10 @@ def prepare(panel: Panel, config: ExperimentConfig) -> Preparation:
             windows_per_epoch=training.windows_per_epoch or _CHOSEN_WINDOWS_PER_EPOCH,
             validation_windows=training.validation_windows or _CHOSEN_VALIDATION_WINDOWS,
         )
+    cycles = choose_cycles(panel, config.model.calendar_features, [each.train for each in splits.borders])
+    covariates = replace(splits.scaler.covariates, cycles=cycles)
+    splits = replace(splits, scaler=replace(splits.scaler, covariates=covariates))
+    shape = replace(shape, covariates=covariate_shape(covariates))
     scaled = ScaledPanel(panel, splits.scaler, shape.season_length)
 
     def windows(split: Literal["train", "validation"], max_windows: int | None) -> WindowDataset:
@@ -286,6 +290,7 @@ def _record(preparation: Preparation) -> DataRecord:
         timezone=panel.timezone,
         dataset=panel.dataset,
         series=tuple(series),
+        covariates=scaler.covariates.covariates,
     )
 
 

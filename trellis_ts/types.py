@@ -1,4 +1,4 @@
-"""The nouns a datum passes through: Series and Panel, Borders, Batch, Forecast.
+"""The nouns a datum passes through: Series and Panel, Covariate, Borders, Batch, Forecast.
 
 Arrays here are numpy on the data side (``Series``) and torch on the model side (``Batch``, ``Forecast``). Frames stay
 with the readers and the forecaster.
@@ -7,7 +7,7 @@ with the readers and the forecaster.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 
 import torch
 
@@ -25,6 +25,25 @@ if TYPE_CHECKING:
     from trellis_ts.distributions import PredictiveDistribution
 
 SplitName = Literal["train", "validation", "test"]
+Role = Literal["past", "known", "static"]
+"""When a covariate is known: up to the forecast's origin, up to its end, or always (one value per series)."""
+
+
+@dataclass(frozen=True)
+class Covariate:
+    """A column that helps to forecast the others.
+
+    ``categories`` are the values of a column that is no number, None for numbers; the data hold their positions.
+    ``loc`` and ``scale`` are the statistics of a column of numbers over all training rows, 0 and 1 as read.
+    """
+
+    __pydantic_config__: ClassVar = {"extra": "forbid"}
+
+    name: str
+    role: Role
+    categories: tuple[str, ...] | None = None
+    loc: float = 0.0
+    scale: float = 1.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,11 +51,20 @@ class Series:
     """One series: ``time`` holds ``[T]`` stamps, ``values`` ``[T, C]`` numbers with NaN where nothing was measured.
 
     Stamps are ``datetime64[ns]``: instants in UTC where the panel has a time zone, wall-clock time where it has none.
+    Covariates are numbers, or positions in ``Covariate.categories``, with NaN where missing; None where there are none.
     """
 
     name: str
     time: NDArray[np.datetime64]
     values: NDArray[np.float64]
+    past: NDArray[np.float64] | None = None
+    """``[T, P]``, known up to the last row."""
+    known: NDArray[np.float64] | None = None
+    """``[T + F, K]``, known for ``F`` steps more than the values."""
+    static: NDArray[np.float64] | None = None
+    """``[S]``, one value for the whole series."""
+    key: tuple[str, ...] = ()
+    """What the columns that name the series hold, where there are several; ``name`` is made of them."""
 
     def __len__(self) -> int:
         return len(self.values)
@@ -44,11 +72,17 @@ class Series:
 
 @dataclass(frozen=True)
 class Columns:
-    """The names a table's columns have in the user's own file; ``id`` is None for a wide table."""
+    """The names a table's columns have in the user's own file; ``id`` is None for a wide table.
+
+    Where several columns name the series together, ``keys`` are their names and ``id`` is those joined by commas.
+    """
 
     time: str
     id: str | None
     channels: tuple[str, ...]
+    keys: tuple[str, ...] = ()
+    covariates: tuple[Covariate, ...] = ()
+    """In the order of the columns in ``Series.past``, ``known`` and ``static``."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,6 +109,10 @@ class Panel:
     def num_channels(self) -> int:
         return len(self.columns.channels)
 
+    def covariates(self, role: Role) -> tuple[Covariate, ...]:
+        """The covariates of one role, in the order of the series' columns."""
+        return tuple(each for each in self.columns.covariates if each.role == role)
+
     @property
     def is_wide(self) -> bool:
         """Whether the table had one column per channel and no column naming the series."""
@@ -98,6 +136,17 @@ class Borders:
         return rows
 
 
+class Features(NamedTuple):
+    """Covariates as the model reads them, over the steps of a window or (``static``) without the axis of steps."""
+
+    values: Float[Tensor, "batch *step number"]
+    """Numbers on the scale of the training rows; 0 where missing."""
+    observed: Bool[Tensor, "batch *step number"]
+    """True where there was a number."""
+    codes: Int[Tensor, "batch *step category"]
+    """Categories counted from 1 in the model's record; 0 for one it does not hold, and where missing."""
+
+
 class Batch(NamedTuple):
     """What the model reads, on the scale of the training rows (mean 0, standard deviation 1 per series and channel).
 
@@ -116,6 +165,12 @@ class Batch(NamedTuple):
     """What is to be predicted, 0 where missing; None when forecasting."""
     future_observed: Bool[Tensor, "batch horizon channel"] | None = None
     """True where the future was measured."""
+    past: Features | None = None
+    """Over the context; None without past covariates."""
+    known: Features | None = None
+    """Over context and horizon, or further where forecasts are fed back; None without known covariates."""
+    static: Features | None = None
+    """Without steps; None without static attributes."""
     loc: Float[Tensor, "batch 1 channel"] | None = None
     """With ``scale`` what takes this scale to data units, ``value * scale + loc``; only counts ask for it."""
     scale: Float[Tensor, "batch 1 channel"] | None = None
@@ -125,7 +180,13 @@ class Batch(NamedTuple):
         return Batch(*(None if part is None else _moved(part, device) for part in self))  # type: ignore[arg-type]
 
 
-def _moved(part: Tensor, device: torch.device) -> Tensor:
+def _moved(part: Tensor | Features, device: torch.device) -> Tensor | Features:
+    if isinstance(part, Features):
+        return Features(*(_to(each, device) for each in part))
+    return _to(part, device)
+
+
+def _to(part: Tensor, device: torch.device) -> Tensor:
     if device.type == "mps" and part.dtype == torch.float64:
         part = part.float()
     return part.to(device, non_blocking=True)

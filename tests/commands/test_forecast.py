@@ -183,9 +183,17 @@ def test_a_folder_without_permission(refused, folder, wide, wide_model):
     assert "permission denied" in refused("forecast", wide_model, "wide.csv", "-o", "locked/out.csv")
 
 
-def test_names_that_collide_in_the_output(refused, folder, make_wide, wide_model):
-    make_wide().rename(columns={"date": "forecast"}).to_csv("table.csv", index=False)
-    assert "collide" in refused("forecast", wide_model, "table.csv", "--time", "forecast")
+def test_a_column_of_ours_steps_aside_for_one_of_the_table(trellis, folder, make_wide, wide_model):
+    for name, columns in (
+        ("forecast", ["unique_id", "forecast", "forecast_", "q0.1", "q0.5", "q0.9"]),
+        ("unique_id", ["unique_id_", "unique_id", "forecast", "q0.1", "q0.5", "q0.9"]),
+        ("q0.1", ["unique_id", "q0.1", "forecast", "q0.1_", "q0.5", "q0.9"]),
+    ):
+        make_wide().rename(columns={"date": name}).to_csv("table.csv", index=False)
+        trellis("forecast", wide_model, "table.csv", "--time", name, "-o", "out.csv")
+        frame = pd.read_csv("out.csv")
+        assert list(frame.columns) == columns
+        assert frame[name].iloc[0].startswith("2024-01-06") is (name in frame)
 
 
 def test_an_existing_output_survives_what_fails(refused, folder, wide, wide_model, monkeypatch):

@@ -17,7 +17,7 @@ def test_info(trellis, wide_model):
     data = trellis("info", wide_model, "--json").data
     assert set(data) == {
         *("model", "parameters", "dataset", "time_column", "id_column", "channels", "freq", "timezone", "num_series"),
-        *("quantile_levels", "calibration", "shape", "settings"),
+        *("covariates", "calendar", "quantile_levels", "calibration", "shape", "settings"),
     }
     assert (data["channels"], data["freq"], data["id_column"]) == (["load", "heat"], "h", None)
     assert data["calibration"]["bands"] == [0.5, 0.8, 0.9, 0.95]

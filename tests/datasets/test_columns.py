@@ -6,8 +6,9 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from trellis_ts.datasets.columns import Table, find_roles, read_numbers
+from trellis_ts.datasets.columns import Table, read_numbers
 from trellis_ts.datasets.dates import UnreadableDateError, looks_like_dates, parse_dates
+from trellis_ts.datasets.roles import find_roles
 from trellis_ts.errors import DataError
 
 

@@ -450,7 +450,7 @@ def test_frame_refusals_name_the_position():
     table.loc[3, "y"] = np.inf
     with pytest.raises(DataError, match=r"^sales, row 3 \(counted from 0\), column 'y': 'inf' is infinite"):
         panel_from_frame(table, source="sales")
-    with pytest.raises(DataError, match="expected a pandas DataFrame, found Series"):
+    with pytest.raises(DataError, match="expected a frame, found Series"):
         panel_from_frame(frame()["y"])
     with pytest.raises(DataError, match=r"row 4 .*column 'ds': the time is missing"):
         panel_from_frame(frame().assign(ds=frame()["ds"].mask(np.arange(10) == 4)))

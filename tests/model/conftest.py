@@ -77,6 +77,6 @@ def make_batch() -> Callable[..., Batch]:
         future, future_observed = values(horizon)
         phase = torch.randint(0, 7, (rows,), generator=generator)
         loc, scale = (torch.rand(rows, 1, channels, generator=generator, dtype=torch.float64) for _ in range(2))
-        return Batch(context, observed, phase, torch.arange(rows), future, future_observed, loc, 1 + scale)
+        return Batch(context, observed, phase, torch.arange(rows), future, future_observed, loc=loc, scale=1 + scale)
 
     return make

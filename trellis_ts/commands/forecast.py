@@ -38,7 +38,7 @@ def parser() -> Parser:
     """The command's options."""
     options = Parser(
         "forecast",
-        "MODEL DATA [-o forecast.csv] [--plot forecast.png] ...",
+        "MODEL DATA [--future FILE] [-o forecast.csv] [--plot forecast.png] ...",
         "Forecasts what follows the last rows of DATA: one row per series (per channel of a wide table) and future "
         "stamp, with the forecast and its quantiles.",
     )
@@ -52,6 +52,12 @@ def parser() -> Parser:
         type=str,
         metavar="FILE",
         help="table to write (.csv, .csv.gz, .parquet); else CSV to standard output",
+    )
+    options.add_argument(
+        "--future",
+        type=str,
+        metavar="FILE",
+        help="table with the known covariates over the horizon; else rows of DATA after the last value of the target",
     )
     options.add_argument("--plot", type=str, metavar="FILE", help="picture to draw (.png, .pdf, .svg, .jpg)")
     options.add_argument(
@@ -94,23 +100,33 @@ def run(arguments: list[str]) -> None:
     for path, formats, option in ((output, _TABLE_FORMATS, "--output"), (plot, _PLOT_FORMATS, "--plot")):
         if path is not None:
             check_output(path, formats, option, values.data)
+            if values.future is not None and _is_same(path, values.future):
+                raise ConfigError(f"{option} {path} is the table of --future itself; choose another path")
     terminal = Terminal(quiet=values.quiet, as_json=values.json)
     forecast(terminal, values, output, plot)
+
+
+def _is_same(path: Path, table: str) -> bool:
+    return path.exists() and Path(table).exists() and path.samefile(table)
 
 
 def forecast(terminal: Terminal, values: Namespace, output: Path | None, plot: Path | None) -> None:
     """Forecasts, then writes the table and the picture."""
     from trellis_ts.commands.loading import load_forecaster, read_for
-    from trellis_ts.forecaster import forecast_frame, sample_frame
+    from trellis_ts.forecaster import forecast_frame, free_name, sample_frame
 
     levels = _levels(values.quantile_levels)
     forecaster = load_forecaster(values.model, values.device, calibrated=not values.no_calibration)
     panel = forecaster.check(read_for(terminal, forecaster, values))
     _check_horizon(panel, values.prediction_length)
+    if values.future is not None:
+        panel = _with_future(terminal, forecaster, panel, values)
     result = forecaster.forecast(panel, prediction_length=values.prediction_length, quantile_levels=levels)
     _note_doubts(terminal, forecaster, panel, result)
     data = forecaster.checkpoint.experiment.data
-    id_name, time_name = values.id or data.id or "unique_id", values.time or data.time or "ds"
+    named = values.id or data.id
+    time_name = values.time or data.time or free_name("ds", panel.columns.keys or (named or "",))
+    id_name = named or free_name("unique_id", [time_name])
     if values.samples is None:
         frame = forecast_frame(panel, result, id_name=id_name, time_name=time_name)
     else:
@@ -118,11 +134,6 @@ def forecast(terminal: Terminal, values: Namespace, output: Path | None, plot: P
             panel, num_samples=values.samples, seed=values.seed, prediction_length=values.prediction_length
         )
         frame = sample_frame(panel, paths, id_name=id_name, time_name=time_name)
-    if len(set(frame.columns)) < _num_columns(panel, result, has_samples=values.samples is not None):
-        raise ConfigError(
-            f"the columns {id_name!r} and {time_name!r} collide with others of the forecast "
-            f"({', '.join(map(str, frame.columns))}); rename them in DATA"
-        )
     text = _with_stamps_as_text(frame, panel, time_name)
     with ExitStack() as files:  # both files are whole before either is put in place
         if output is not None:
@@ -130,7 +141,23 @@ def forecast(terminal: Terminal, values: Namespace, output: Path | None, plot: P
         drawn = 0 if plot is None else _plot(panel, result, files.enter_context(atomic_file(plot)))
     if plot is not None and drawn < (count := len(panel.series) * panel.num_channels):
         terminal.note(f"note: {plot} shows the first {drawn} of {count} forecasts")
-    _say(terminal, text, panel, output, plot, is_sampled=values.samples is not None)
+    _say(terminal, text, panel, output, plot, num_samples=values.samples)
+
+
+def _with_future(terminal: Terminal, forecaster: Forecaster, panel: Panel, values: Namespace) -> Panel:
+    """The panel with the known covariates of ``--future``."""
+    from trellis_ts.datasets.covariates import unseen_categories
+    from trellis_ts.datasets.readers import add_future
+
+    record, settings = forecaster.checkpoint.data, forecaster.checkpoint.experiment.data
+    before = unseen_categories(panel, record.covariates)
+    steps = values.prediction_length or forecaster.prediction_length
+    day_first = settings.day_first if values.day_first is None else values.day_first
+    panel = add_future(panel, values.future, steps, day_first=day_first)
+    for line in unseen_categories(panel, record.covariates):
+        if line not in before:
+            terminal.note(f"note: {values.future}: {line}")
+    return panel
 
 
 def _check_horizon(panel: Panel, prediction_length: int | None) -> None:
@@ -157,14 +184,14 @@ def _levels(texts: list[str] | None) -> list[float] | None:
     return levels
 
 
-def _num_columns(panel: Panel, result: Forecast, *, has_samples: bool) -> int:
-    has_channel = not panel.is_wide and panel.num_channels > 1
-    of_levels = 0 if result.quantiles is None else len(result.quantile_levels)
-    return (4 if has_samples else 3 + of_levels) + has_channel
-
-
 def _say(
-    terminal: Terminal, text: pd.DataFrame, panel: Panel, output: Path | None, plot: Path | None, *, is_sampled: bool
+    terminal: Terminal,
+    text: pd.DataFrame,
+    panel: Panel,
+    output: Path | None,
+    plot: Path | None,
+    *,
+    num_samples: int | None,
 ) -> None:
     """Where the forecast went, or the forecast itself."""
     if output is None and not terminal.as_json:
@@ -174,10 +201,10 @@ def _say(
     data["plot"] = str(plot) if plot else None
     if output is None:
         data["forecast"] = text.to_dict(orient="records")
-    paths = int(text["sample"].max()) + 1 if is_sampled else 1
+    paths = num_samples or 1
     steps = len(text) // (len(panel.series) * panel.num_channels * paths)
     rows, series = counted(len(text), "row"), "1 series" if len(panel.series) == 1 else f"{len(panel.series):,} series"
-    channels, each = counted(panel.num_channels, "channel"), f", {counted(paths, 'sample')}" if is_sampled else ""
+    channels, each = counted(panel.num_channels, "channel"), f", {counted(paths, 'sample')}" if num_samples else ""
     terminal.result(f"wrote {rows} ({series}, {channels}{each}, {counted(steps, 'step')}) to {output}", data)
 
 

@@ -46,12 +46,15 @@ def run(arguments: list[str]) -> None:
         "freq": data.freq,
         "timezone": data.timezone,
         "num_series": len(data.series),
+        "covariates": [f"{each.name} ({each.role})" for each in data.covariates],
+        "calendar": list(model.shape.covariates.cycles),
         "quantile_levels": list(model.quantile_levels),
         "calibration": _calibration_facts(checkpoint.calibration),
         "shape": asdict(model.shape),
         "settings": settings,
     }
-    shown = {key: value for key, value in facts.items() if key not in ("shape", "settings")} | facts["shape"]
+    shown = {key: value for key, value in facts.items() if key not in ("shape", "settings")}
+    shown |= {key: value for key, value in facts["shape"].items() if key != "covariates"}
     shown |= {key: value for key, value in settings.items() if key not in shown and value is not None}
     width = max(map(len, shown))
     text = "\n".join(f"{key.replace('_', ' ').ljust(width)}  {_shown(value)}" for key, value in shown.items())

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from trellis_ts.commands.console import noted, read
 from trellis_ts.commands.options import COLUMN_OPTIONS
 from trellis_ts.datasets.columns import MissingColumnError
+from trellis_ts.datasets.covariates import covariate_options, unseen_categories
 from trellis_ts.datasets.sources import load_data
 from trellis_ts.devices import resolve_device
 from trellis_ts.errors import DataError
@@ -43,13 +44,17 @@ def read_for(terminal: Terminal, forecaster: Forecaster, values: Namespace) -> P
         "day_first": settings.day_first,
     }
     columns = {name: trained[name] if values[name] is None else values[name] for name in COLUMN_OPTIONS}
-    is_freq_chosen = values.freq is not None or settings.freq is not None
+    columns |= {**covariate_options(record.covariates), "regularize": settings.regularize}
+    # Irregular stamps have no calendar of their own to compare with.
+    is_freq_chosen = values.freq is not None or settings.freq is not None or settings.regularize
     try:
         panel = (read if is_freq_chosen or not Path(values.data).is_file() else _read_on_own_calendar)(
             terminal, values.data, columns
         )
     except MissingColumnError as error:
         raise DataError(f"{error}; the model was trained on {_spell_columns(record)}") from None
+    for line in unseen_categories(panel, record.covariates):
+        terminal.note(f"note: {panel.source}: {line}")
     return _renamed(terminal, panel, record)
 
 
@@ -75,7 +80,10 @@ def _spell_columns(record: DataRecord) -> str:
     names = [f"--time {record.time_column}"]
     if record.id_column is not None:
         names.append(f"--id {record.id_column}")
-    return ", ".join([*names, f"--target {' '.join(record.channels[:12])}"])
+    names.append(f"--target {' '.join(record.channels[:12])}")
+    if record.covariates:
+        names.append(f"covariates {' '.join(each.name for each in record.covariates[:12])}")
+    return ", ".join(names)
 
 
 def _renamed(terminal: Terminal, panel: Panel, record: DataRecord) -> Panel:

@@ -16,7 +16,10 @@ from trellis_ts.config import SECTIONS, DataConfig
 from trellis_ts.errors import ConfigError
 
 COLUMN_OPTIONS = ("time", "target", "id", "freq", "day_first")
-_NAMES_OF_VALUES = {"time": "COLUMN", "target": "COLUMN", "id": "COLUMN", "max_time": "DURATION"}
+COVARIATE_OPTIONS = ("past_covariates", "known_covariates", "static", "categorical", "regularize")
+"""Given when a model is trained; its record tells the other commands."""
+_NAMES_OF_VALUES = dict.fromkeys(("time", "target", "id", *COVARIATE_OPTIONS[:-1]), "COLUMN")
+_NAMES_OF_VALUES["max_time"] = "DURATION"
 
 
 class _HelpFormatter(DefaultHelpFormatter):
@@ -33,7 +36,7 @@ def _spell_default(key: str, default: Any) -> str:
     if default is None:
         return "no limit" if key == "max_time" else "from the data"
     if isinstance(default, (list, tuple)):
-        return " ".join(map(str, default))
+        return " ".join(map(str, default)) or "none"
     return str(default).lower() if isinstance(default, bool) else str(default)
 
 

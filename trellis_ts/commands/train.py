@@ -20,7 +20,13 @@ from trellis_ts.commands.configuration import (
     read_config,
 )
 from trellis_ts.commands.console import Terminal, counted, read
-from trellis_ts.commands.options import COLUMN_OPTIONS, Parser, add_config_options, add_output_options
+from trellis_ts.commands.options import (
+    COLUMN_OPTIONS,
+    COVARIATE_OPTIONS,
+    Parser,
+    add_config_options,
+    add_output_options,
+)
 from trellis_ts.commands.progress import TrainingProgress, quiet_lightning
 from trellis_ts.errors import CheckpointError, ConfigError
 from trellis_ts.files import check_directory, reason_of
@@ -88,7 +94,7 @@ def run(arguments: list[str]) -> None:
 
 def train(terminal: Terminal, data: str, output: Path, config: ExperimentConfig, *, resume: bool = False) -> None:
     """Reads, trains, saves, and says how it went."""
-    panel = read(terminal, data, {name: getattr(config.data, name) for name in COLUMN_OPTIONS})
+    panel = read(terminal, data, {name: getattr(config.data, name) for name in (*COLUMN_OPTIONS, *COVARIATE_OPTIONS)})
     from trellis_ts.checkpoints import TRAINING_FOLDER
     from trellis_ts.devices import resolve_device
     from trellis_ts.forecaster import Forecaster
@@ -200,7 +206,9 @@ def _fingerprint(panel: Panel) -> str:
     for series in panel.series:
         digest.update(series.name.encode())
         digest.update(series.time.tobytes())
-        digest.update(series.values.tobytes())
+        for values in (series.values, series.past, series.known, series.static):
+            if values is not None:
+                digest.update(values.tobytes())
     return digest.hexdigest()
 
 
