@@ -5,6 +5,7 @@ Numba is imported, and anything compiled, only when the first call runs.
 
 from __future__ import annotations
 
+import ctypes
 import itertools
 import logging
 import math
@@ -13,8 +14,9 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cache, lru_cache
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -35,7 +37,7 @@ _LEAST_WORK_PER_THREAD = 200_000
 _NUM_TOKEN_TENSORS, _NUM_STRIDED = 7, 11
 # Blocks of rows per thread: a thread that is held up leaves its blocks to the others.
 _BLOCKS_PER_THREAD = 4
-# Scratch a thread may keep for its next call.
+# Scratch of a thread that may be kept for the next call.
 _MOST_KEPT_BYTES = 16 << 20
 # Rows side by side in the vectors of the kernels over sequences.
 _LANES = 8
@@ -106,7 +108,7 @@ def run_step(
         scratch = np.empty(num_fields * num_slots, dtype=_NUMPY_DTYPES[dtype])
         kernel(problem, epsilon, scratch, first, last)
 
-    _over_rows(lambda: work, num_rows=num_rows, work_per_row=14 * num_slots * dim, rows_at_once=1)
+    _over_rows(lambda: nullcontext(work), num_rows=num_rows, work_per_row=14 * num_slots * dim, rows_at_once=1)
 
 
 _NUMPY_DTYPES = {torch.float32: np.float32, torch.float64: np.float64}
@@ -223,14 +225,18 @@ def _run_sequences(
     table = np.zeros((_NUM_STRIDED, 4), dtype=np.int64)
     table[: len(strides)] = strides
 
-    def worker() -> Work:
-        scratch, places = _scratch(scratch_size, dtype), np.empty(num_places, dtype=np.int64)
-        return lambda first, last: kernel(integers, addresses, table, places, epsilon, scratch, first, last)
+    @contextmanager
+    def worker() -> Iterator[Work]:
+        places = np.empty(num_places, dtype=np.int64)
+        with _scratch(scratch_size, dtype) as scratch:
+            yield lambda first, last: kernel(integers, addresses, table, places, epsilon, scratch, first, last)
 
     _over_rows(worker, num_rows=num_rows, work_per_row=work_per_row, rows_at_once=_LANES)
 
 
-def _over_rows(worker: Callable[[], Work], *, num_rows: int, work_per_row: int, rows_at_once: int) -> None:
+def _over_rows(
+    worker: Callable[[], AbstractContextManager[Work]], *, num_rows: int, work_per_row: int, rows_at_once: int
+) -> None:
     """Work on all rows, in blocks that as many threads as PyTorch would use take in turn, each with its own worker.
 
     A row is worked on by one thread from beginning to end, independent of those beside it, so the numbers do not
@@ -240,25 +246,65 @@ def _over_rows(worker: Callable[[], Work], *, num_rows: int, work_per_row: int, 
     num_groups = -(-num_rows // rows_at_once)
     num_threads = max(1, min(torch.get_num_threads(), num_groups, num_rows * work_per_row // _LEAST_WORK_PER_THREAD))
     if num_threads == 1:
-        worker()(0, num_rows)
+        with worker() as work:
+            work(0, num_rows)
         return
     num_blocks = min(num_groups, num_threads * _BLOCKS_PER_THREAD)
     bounds = [min(num_rows, num_groups * i // num_blocks * rows_at_once) for i in range(num_blocks + 1)]
     blocks = deque(itertools.pairwise(bounds))
 
     def take_blocks() -> None:
-        work = worker()
-        while True:
-            try:
-                first, last = blocks.popleft()
-            except IndexError:
-                return
-            work(first, last)
+        with worker() as work:
+            while True:
+                try:
+                    first, last = blocks.popleft()
+                except IndexError:
+                    return
+                work(first, last)
 
-    others = [_pool(os.getpid(), num_threads - 1).submit(take_blocks) for _ in range(num_threads - 1)]
-    take_blocks()
-    for other in others:
-        other.result()
+    _together(take_blocks, num_threads)
+
+
+def _together(work: Callable[[], None], num_threads: int) -> None:
+    """Run the same function in several threads at once: in PyTorch's own where they can be had.
+
+    After each of its operations PyTorch's threads stay awake for a while, waiting for the next; others beside them
+    would have to share the cores with them. In a fork they do not exist.
+    """
+    team = _openmp_team()
+    if team is None or os.getpid() != _PROCESS:
+        others = [_pool(os.getpid(), num_threads - 1).submit(work) for _ in range(num_threads - 1)]
+        work()
+        for other in others:
+            other.result()
+        return
+    errors: list[BaseException] = []
+
+    def member(_: object) -> None:
+        try:
+            work()
+        except BaseException as error:  # it cannot pass through OpenMP
+            errors.append(error)
+
+    team(_Member(member), None, num_threads, 0)
+    if errors:
+        raise errors[0]
+
+
+_PROCESS = os.getpid()
+_Member = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
+
+
+@cache
+def _openmp_team() -> Callable[..., None] | None:
+    """Return what runs a function in all threads of the OpenMP that PyTorch has loaded, or None if it is not GNU's."""
+    library = Path(torch.__file__).parent / "lib" / "libgomp.so.1"
+    if not library.exists():
+        return None
+    team: Callable[..., None] = ctypes.CDLL(str(library)).GOMP_parallel
+    team.argtypes = [_Member, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint]  # type: ignore[attr-defined]
+    team.restype = None  # type: ignore[attr-defined]
+    return team
 
 
 @lru_cache(maxsize=1)
@@ -267,22 +313,20 @@ def _pool(process: int, num_workers: int) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(num_workers, thread_name_prefix="trellis-memory")
 
 
-class _Kept(threading.local):
-    """What each thread keeps from call to call: fresh memory costs a page fault every 4 KiB."""
-
-    memory: Any = np.empty(0, dtype=np.uint8)
+_free_scratch: list[Any] = []
 
 
-_kept = _Kept()
+@contextmanager
+def _scratch(count: int, dtype: torch.dtype) -> Iterator[Any]:
+    """Lend uninitialised numbers from a multiple of 64 bytes on, so that no vector straddles two cache lines.
 
-
-def _scratch(count: int, dtype: torch.dtype) -> Any:
-    """Return uninitialised numbers from a multiple of 64 bytes on, so that no vector straddles two cache lines."""
+    They are kept for the next call, because fresh memory costs a page fault every 4 KiB.
+    """
     num_bytes = count * dtype.itemsize + 64
-    memory = _kept.memory
+    memory = _free_scratch.pop() if _free_scratch else np.empty(0, dtype=np.uint8)
     if len(memory) < num_bytes:
         memory = np.empty(num_bytes, dtype=np.uint8)
-        if num_bytes <= _MOST_KEPT_BYTES:
-            _kept.memory = memory
     start = -memory.ctypes.data % 64
-    return memory[start : start + num_bytes - 64].view(_NUMPY_DTYPES[dtype])
+    yield memory[start : start + num_bytes - 64].view(_NUMPY_DTYPES[dtype])
+    if len(memory) <= _MOST_KEPT_BYTES:
+        _free_scratch.append(memory)
