@@ -26,7 +26,7 @@ RANKS = [
     {"model"},
     {"lightning", "baselines", "scores", "sizing", "statistical"},
     {"checkpoints"},
-    {"evaluation", "plots"},
+    {"evaluation", "plots", "frames"},
     {"training", "forecaster"},
     {"integrations", "commands"},
     {"__main__"},
@@ -34,7 +34,7 @@ RANKS = [
 ONLY_FROM = {"kernels": {"errors"}, "datasets": {"errors", "types"}}
 KERNEL_LIBRARIES = {"torch", "jaxtyping", "triton", "numba", "llvmlite", "numpy"}
 LIGHTNING_HOMES = {"trellis_ts.lightning", "trellis_ts.training"}
-PANDAS_HOMES = {"datasets", "forecaster", "commands", "integrations", "scores"}
+PANDAS_HOMES = {"datasets", "forecaster", "frames", "commands", "integrations", "scores"}
 PRINT_HOMES = {"commands", "__main__"}
 OUR_FOLDERS = {"kernels", "datasets", "configs"}
 

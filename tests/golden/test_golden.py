@@ -10,7 +10,8 @@ import pandas as pd
 from trellis_ts.checkpoints import load_checkpoint
 from trellis_ts.datasets.readers import read_table
 from trellis_ts.evaluation import evaluate
-from trellis_ts.forecaster import Forecaster, forecast_frame
+from trellis_ts.forecaster import Forecaster
+from trellis_ts.frames import forecast_frame
 
 HERE = Path(__file__).parent
 

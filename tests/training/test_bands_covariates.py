@@ -15,7 +15,8 @@ from trellis_ts.conformal import calibrate
 from trellis_ts.datasets.readers import panel_from_frame
 from trellis_ts.datasets.windows import ScaledPanel
 from trellis_ts.errors import DataError
-from trellis_ts.forecaster import Forecaster, sample_frame
+from trellis_ts.forecaster import Forecaster
+from trellis_ts.frames import sample_frame
 from trellis_ts.training import fit, prepare
 
 ROWS, FUTURE, HORIZON, TEST = 150, 14, 6, 20

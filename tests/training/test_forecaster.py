@@ -13,7 +13,8 @@ import trellis_ts.forecaster as module
 from trellis_ts.datasets.readers import panel_from_frame
 from trellis_ts.errors import ConfigError, DataError
 from trellis_ts.evaluation import backtest
-from trellis_ts.forecaster import Forecaster, forecast_frame
+from trellis_ts.forecaster import Forecaster
+from trellis_ts.frames import forecast_frame
 from trellis_ts.types import Batch, Columns, Panel, Series
 
 

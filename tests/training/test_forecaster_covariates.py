@@ -21,7 +21,8 @@ from trellis_ts.datasets.readers import panel_from_frame
 from trellis_ts.datasets.windows import ScaledPanel
 from trellis_ts.errors import CheckpointError, ConfigError, DataError
 from trellis_ts.evaluation import evaluate
-from trellis_ts.forecaster import Forecaster, forecast_frame
+from trellis_ts.forecaster import Forecaster
+from trellis_ts.frames import forecast_frame
 from trellis_ts.training import fit, prepare
 
 HORIZON, FUTURE = 5, 13

@@ -94,7 +94,7 @@ def _forecast(forecaster: Forecaster, panel: Panel, folder: Path) -> None:
     """The held-out last year as it would have been forecast, and the year to come."""
     from trellis_ts.commands.forecast import pictures
     from trellis_ts.datasets import calendar
-    from trellis_ts.forecaster import forecast_frame
+    from trellis_ts.frames import forecast_frame
     from trellis_ts.plots import plot_forecasts
 
     horizon = forecaster.prediction_length

@@ -113,7 +113,7 @@ def _is_same(path: Path, table: str) -> bool:
 def forecast(terminal: Terminal, values: Namespace, output: Path | None, plot: Path | None) -> None:
     """Forecasts, then writes the table and the picture."""
     from trellis_ts.commands.loading import load_forecaster, read_for
-    from trellis_ts.forecaster import forecast_frame, free_name, sample_frame
+    from trellis_ts.frames import forecast_frame, free_name, sample_frame
 
     levels = _levels(values.quantile_levels)
     forecaster = load_forecaster(values.model, values.device, calibrated=not values.no_calibration)
