@@ -12,6 +12,7 @@ import subprocess
 import sys
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy
@@ -435,8 +436,9 @@ def test_memory_beyond_inputs_outputs_and_gradients_is_bounded():
 
 
 def test_nothing_in_scratch_is_read_before_it_is_written(compare, monkeypatch):
+    @contextmanager
     def poisoned_scratch(count, dtype):
-        return numpy.full(count, numpy.nan, dtype=str(dtype).removeprefix("torch."))
+        yield numpy.full(count, numpy.nan, dtype=str(dtype).removeprefix("torch."))
 
     monkeypatch.setattr(cpu_run, "_scratch", poisoned_scratch)
     case = {"dtype": torch.float64, "read_activation": "ln_silu", "second_order": True, "chunk_length": 1}
