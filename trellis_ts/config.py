@@ -8,8 +8,9 @@ over the four classes, so files and options stay flat. ``None`` means: chosen fr
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
-from typing import ClassVar, Literal
+from dataclasses import dataclass, field, fields
+from difflib import get_close_matches
+from typing import Any, ClassVar, Literal
 
 from trellis_ts.errors import ConfigError
 
@@ -318,6 +319,28 @@ class ExperimentConfig(Closed):
     window: WindowConfig = field(default_factory=WindowConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
+
+    @classmethod
+    def of(cls, **settings: Any) -> ExperimentConfig:
+        """A configuration from settings by their names, whichever section they belong to; the rest stays as it is.
+
+        A single name will do where a setting takes several, and a list is as good as a tuple.
+
+        Raises:
+            ConfigError: a name is none of the settings', or a value is out of its range.
+        """
+        homes = {each.name: (name, each) for name, section in SECTIONS.items() for each in fields(section)}
+        chosen: dict[str, dict[str, Any]] = {name: {} for name in SECTIONS}
+        for name, value in settings.items():
+            if name not in homes:
+                near = get_close_matches(name, homes, n=1)
+                hint = f"; did you mean {near[0]}?" if near else "; they are those of `trellis train --help`"
+                raise ConfigError(f"there is no setting {name}{hint}")
+            section, setting = homes[name]
+            if isinstance(value, str) and "tuple" in str(setting.type):
+                value = (value,)
+            chosen[section][name] = tuple(value) if isinstance(value, list) else value
+        return cls(**{name: section(**chosen[name]) for name, section in SECTIONS.items()})
 
 
 SECTIONS: dict[str, type] = {

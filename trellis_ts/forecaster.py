@@ -1,10 +1,12 @@
-"""A trained model as an object: load, predict, save. No Lightning here."""
+"""A trained model as an object: fit, load, predict, save. Only fit needs Lightning."""
 
 from __future__ import annotations
 
 import logging
 from dataclasses import replace
 from importlib.metadata import version
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
@@ -13,6 +15,7 @@ from torch.nn import functional as F
 
 from trellis_ts import conformal
 from trellis_ts.checkpoints import Checkpoint, load_checkpoint, save_checkpoint
+from trellis_ts.config import ExperimentConfig
 from trellis_ts.copula import sample_scores
 from trellis_ts.datasets.covariates import (
     CovariateScaler,
@@ -33,11 +36,11 @@ from trellis_ts.types import Batch, Features, Forecast, Panel
 if TYPE_CHECKING:
     import os
     from collections.abc import Callable, Sequence
-    from pathlib import Path
 
     from jaxtyping import Float
 
     from trellis_ts.scores import Evaluation
+    from trellis_ts.training import TrainingObserver
 
 _Frame = TypeVar("_Frame")
 _LOGGER = logging.getLogger(__name__)
@@ -51,8 +54,10 @@ class Forecaster:
     """A trained model with the columns, calendar and scaler of its data.
 
     Example:
-        >>> forecaster = Forecaster.load("models/sales")          # doctest: +SKIP
-        >>> forecaster.predict(pandas.read_csv("sales.csv"))      # doctest: +SKIP
+        >>> sales = pandas.read_csv("sales.csv")                            # doctest: +SKIP
+        >>> forecaster = Forecaster.fit(sales, target="units", id="shop")   # doctest: +SKIP
+        >>> forecaster.predict(sales)                                       # doctest: +SKIP
+        >>> forecaster.save("models/sales")                                 # doctest: +SKIP
 
     Args:
         checkpoint: the model.
@@ -65,6 +70,48 @@ class Forecaster:
         self.device = torch.device(device)
         self.calibrated = calibrated and checkpoint.calibration is not None
         self._model = checkpoint.model.to(self.device).eval()
+
+    @classmethod
+    def fit(cls, frame: Any, *, observer: TrainingObserver | None = None, **settings: Any) -> Forecaster:
+        """Trains a model on a frame, as ``trellis train`` does on a file.
+
+        Args:
+            frame: a table of pandas, polars, pyarrow or another library that narwhals knows, wide or long; it is not
+                changed. Its last rows are held out for validation, and for tests unless ``test_size=0``.
+            observer: hears how training goes.
+            settings: any setting of ``trellis train`` by its name: ``target``, ``prediction_length``, ``max_time``,
+                ``known_covariates``, ``loss``, ``device``, ...; what is not given is chosen from the data.
+
+        Returns:
+            The model of the best epoch, on the CPU; ``save`` writes it.
+
+        Raises:
+            ConfigError: a setting does not exist, or is out of its range.
+            DataError: the frame cannot be read or is too short, or can be understood in more than one way.
+            TrellisError: training diverged.
+        """
+        from trellis_ts.training import fit, prepare  # only here: a trained model needs no Lightning
+
+        config = ExperimentConfig.of(**settings)
+        data = config.data
+        panel = panel_from_frame(
+            frame,
+            time=data.time,
+            target=data.target,
+            id=data.id,
+            freq=data.freq,
+            day_first=data.day_first,
+            past_covariates=data.past_covariates,
+            known_covariates=data.known_covariates,
+            static=data.static,
+            categorical=data.categorical,
+            regularize=data.regularize,
+        )
+        for note in panel.notes:
+            _LOGGER.info("%s: %s", panel.source, note)
+        with TemporaryDirectory(prefix="trellis-") as directory:
+            checkpoint, _ = fit(prepare(panel, config), Path(directory), observer=observer)
+        return cls(checkpoint)
 
     @classmethod
     def load(cls, directory: str | os.PathLike[str], *, device: str = "cpu", calibrated: bool = True) -> Forecaster:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import time
+import warnings
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import lightning
@@ -138,3 +141,19 @@ class WindowDataModule(lightning.LightningDataModule):
 
     def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_index: int) -> Batch:
         return batch.to(device)
+
+
+@contextmanager
+def quiet_lightning() -> Iterator[None]:
+    """Lightning's remarks are for the authors of training scripts; the user gets our own."""
+    loggers = [logging.getLogger(name) for name in ("lightning", "lightning.pytorch", "lightning.fabric")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", module="lightning|torch")
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)

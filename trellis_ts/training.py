@@ -24,7 +24,7 @@ from trellis_ts.datasets.splits import Splits
 from trellis_ts.datasets.windows import ScaledPanel, WindowDataset
 from trellis_ts.devices import resolve_device
 from trellis_ts.errors import CheckpointError, ConfigError, DataError, TrellisError
-from trellis_ts.lightning import ForecastModule, WindowDataModule
+from trellis_ts.lightning import ForecastModule, WindowDataModule, quiet_lightning
 from trellis_ts.sizing import choose_cycles, choose_prediction_length, choose_shape, covariate_shape
 
 if TYPE_CHECKING:
@@ -195,7 +195,7 @@ def fit(
     if resume:
         _check_state(last)
     start = time.monotonic()
-    with torch.random.fork_rng():
+    with quiet_lightning(), torch.random.fork_rng():
         torch.manual_seed(training.seed)
         model = build_model(preparation.config, preparation.shape, implementation=training.implementation)
         module = ForecastModule(model, training)

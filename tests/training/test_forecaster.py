@@ -334,3 +334,46 @@ def test_a_backtest_says_what_is_wrong(wide, wide_panel):
         wide.backtest(to_frame(wide_panel), baselines=("oracle",))
     with pytest.raises(DataError, match="no column"):
         wide.backtest(to_frame(wide_panel).drop(columns="c1"))
+
+
+SMALL = {
+    "prediction_length": 3,
+    "context_length": 6,
+    "patch_length": 3,
+    "width": 8,
+    "num_heads": 2,
+    "num_slots": 4,
+    "feedforward_width": 8,
+    "num_layers": 1,
+    "max_epochs": 1,
+    "implementation": "reference",
+}
+
+
+class TestFit:
+    def test_a_frame_makes_a_model_that_forecasts_and_survives_saving(self, long_panel, tmp_path):
+        frame = to_frame(long_panel)
+        before = frame.copy(deep=True)
+        forecaster = Forecaster.fit(
+            frame, id="id", target=list(long_panel.channels), quantile_levels=[0.1, 0.5], **SMALL
+        )
+        pd.testing.assert_frame_equal(frame, before)
+        forecast = forecaster.predict(frame)
+        assert len(forecast) == 3 * len(long_panel.series) * long_panel.num_channels
+        assert (forecast["q0.1"] <= forecast["q0.5"]).all()
+        again = Forecaster.load(forecaster.save(tmp_path / "model")).predict(frame)
+        pd.testing.assert_frame_equal(again, forecast)
+
+    def test_the_same_seed_gives_the_same_model(self, wide_panel):
+        frame = to_frame(wide_panel)
+        first, second = (Forecaster.fit(frame, seed=3, **SMALL).predict(frame) for _ in range(2))
+        pd.testing.assert_frame_equal(first, second)
+
+    def test_a_wrong_name_is_refused_with_the_right_one(self, wide_panel):
+        with pytest.raises(ConfigError, match="there is no setting predicton_length; did you mean prediction_length"):
+            Forecaster.fit(to_frame(wide_panel), predicton_length=3)
+
+    def test_a_single_name_serves_where_several_can_be(self, wide_panel):
+        name = wide_panel.channels[0]
+        forecaster = Forecaster.fit(to_frame(wide_panel), target=name, **SMALL)
+        assert forecaster.checkpoint.data.channels == (name,)

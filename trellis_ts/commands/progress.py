@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-import logging
 import signal
-import warnings
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from trellis_ts.commands.console import Terminal
     from trellis_ts.training import EpochReport
 
@@ -103,19 +98,3 @@ class TrainingProgress:
     def should_stop(self) -> bool:
         """Whether the user has asked to stop."""
         return self.interrupted
-
-
-@contextmanager
-def quiet_lightning() -> Iterator[None]:
-    """Lightning's remarks are for the authors of training scripts; the user gets our own."""
-    loggers = [logging.getLogger(name) for name in ("lightning", "lightning.pytorch", "lightning.fabric")]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", module="lightning|torch")
-            yield
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)

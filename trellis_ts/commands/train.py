@@ -27,7 +27,7 @@ from trellis_ts.commands.options import (
     add_config_options,
     add_output_options,
 )
-from trellis_ts.commands.progress import TrainingProgress, quiet_lightning
+from trellis_ts.commands.progress import TrainingProgress
 from trellis_ts.errors import CheckpointError, ConfigError
 from trellis_ts.files import check_directory, reason_of
 
@@ -110,7 +110,7 @@ def train(terminal: Terminal, data: str, output: Path, config: ExperimentConfig,
         f"the model {explain_shape(preparation.shape, panel)}"
     )
     with _work_folder(output / TRAINING_FOLDER, config, panel, resume=resume) as work:
-        with TrainingProgress(terminal) as progress, quiet_lightning():
+        with TrainingProgress(terminal) as progress:
             checkpoint, summary = fit(preparation, work, observer=progress, resume=resume)
         try:
             Forecaster(checkpoint).save(output)
