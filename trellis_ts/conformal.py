@@ -142,8 +142,8 @@ def apply(calibration: Calibration, forecast: Forecast) -> Forecast:
     values = _quantiles(forecast, levels).double()
     values = rising(values + _signed_offsets(calibration, levels, horizon).to(values), levels.index(0.5))
     curve = QuantileCurve(levels, values.to(forecast.point.dtype))
-    calibrated = replace(forecast, distribution=curve, quantiles=None)
-    return calibrated.at_levels(forecast.quantile_levels) if forecast.quantile_levels else calibrated
+    own = [levels.index(level) for level in forecast.quantile_levels]
+    return replace(forecast, distribution=curve, quantiles=curve.values[..., own] if own else None)
 
 
 def _levels_of(calibration: Calibration, forecast: Forecast) -> tuple[float, ...]:
