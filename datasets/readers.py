@@ -437,7 +437,8 @@ def _check_header(table: Table) -> None:
     for name in table.names:
         if table.names.count(name) > 1:
             raise DataError(f"{table.source}: two columns are called {name!r}; rename one of them")
-    dates = [name for name in table.names if looks_like_dates(pa.array([name]), numbers_too=False)]
+    with_digits = [name for name in table.names if any(character.isdigit() for character in name)]
+    dates = [name for name in with_digits if looks_like_dates(pa.array([name]), numbers_too=False)]
     if len(dates) > 1:
         hint = "put one time per row"
         raise DataError(f"{table.source}: column names like {shorten(dates[0])} are dates, times run across; {hint}")
