@@ -146,7 +146,7 @@ def step_kernel(dtype: torch.dtype) -> tuple[Kernel, int]:
 
 @cache
 def _build_sequence_kernels(dtype: torch.dtype) -> SequenceKernels:
-    with _notice("a quarter of a minute"):
+    with _notice("about half a minute"):
         from trellis_ts.kernels.memory import cpu_kernel
 
         forward, backward = _with_or_without_cache(cpu_kernel.build, dtype)
@@ -240,8 +240,7 @@ def _over_rows(
     """Work on all rows, in blocks that as many threads as PyTorch would use take in turn, each with its own worker.
 
     A row is worked on by one thread from beginning to end, independent of those beside it, so the numbers do not
-    depend on how many threads there are. Plain threads, because the kernels run without Python's lock: unlike Numba's
-    own they may be used from several threads at once and after a fork.
+    depend on how many threads there are.
     """
     num_groups = -(-num_rows // rows_at_once)
     num_threads = max(1, min(torch.get_num_threads(), num_groups, num_rows * work_per_row // _LEAST_WORK_PER_THREAD))
