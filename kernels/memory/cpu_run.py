@@ -147,17 +147,17 @@ def step_kernel(dtype: torch.dtype) -> tuple[Kernel, int]:
 @cache
 def _build_sequence_kernels(dtype: torch.dtype) -> SequenceKernels:
     with _notice("about half a minute"):
-        from trellis_ts.kernels.memory import cpu_kernel
+        from trellis_ts.kernels.memory import cpu_kernel, cpu_layout
 
         forward, backward = _with_or_without_cache(cpu_kernel.build, dtype)
     return SequenceKernels(
         forward,
         backward,
-        cpu_kernel.forward_scratch_size,
-        cpu_kernel.backward_scratch_size,
-        cpu_kernel.chunk_size,
-        cpu_kernel.num_chunks,
-        cpu_kernel.NUM_PLACES,
+        cpu_layout.forward_scratch_size,
+        cpu_layout.backward_scratch_size,
+        cpu_layout.chunk_size,
+        cpu_layout.num_chunks,
+        cpu_layout.NUM_PLACES,
     )
 
 
