@@ -24,6 +24,8 @@ PUBLIC = [
     "MemoryState",
     "Panel",
     "TrellisError",
+    "TrellisLayer",
+    "TrellisState",
     "evaluate",
     "trellis_memory",
     "trellis_memory_step",

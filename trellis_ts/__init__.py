@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from trellis_ts.evaluation import evaluate
     from trellis_ts.forecaster import Forecaster
     from trellis_ts.kernels import MemoryState, trellis_memory, trellis_memory_step
+    from trellis_ts.layers.trellis import TrellisLayer, TrellisState
     from trellis_ts.types import Forecast, Panel
 
 _HOMES = {
@@ -27,6 +28,8 @@ _HOMES = {
     "MemoryState": "kernels",
     "Panel": "types",
     "TrellisError": "errors",
+    "TrellisLayer": "layers.trellis",
+    "TrellisState": "layers.trellis",
     "evaluate": "evaluation",
     "trellis_memory": "kernels",
     "trellis_memory_step": "kernels",
@@ -43,6 +46,8 @@ __all__ = [
     "MemoryState",
     "Panel",
     "TrellisError",
+    "TrellisLayer",
+    "TrellisState",
     "evaluate",
     "trellis_memory",
     "trellis_memory_step",

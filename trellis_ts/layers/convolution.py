@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
-from torch.nn import functional as F
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -27,8 +26,20 @@ class CausalConvolution(nn.Module):
         """Row i weighs the token i steps back."""
 
     def forward(self, tokens: Float[Tensor, "row token width"]) -> Float[Tensor, "row token width"]:
-        length = tokens.shape[1]
+        """The first token has nothing before it."""
+        return self.carry(tokens, self.start(tokens))[0]
+
+    def start(self, tokens: Float[Tensor, "row token width"]) -> Float[Tensor, "row lag width"]:
+        """What ``carry`` takes before the first token: zeros."""
+        return tokens.new_zeros(len(tokens), len(self.kernel) - 1, tokens.shape[2])
+
+    def carry(
+        self, tokens: Float[Tensor, "row token width"], tail: Float[Tensor, "row lag width"]
+    ) -> tuple[Float[Tensor, "row token width"], Float[Tensor, "row lag width"]]:
+        """The same after earlier tokens, of which ``tail`` holds the last ``kernel_width - 1``, and the next tail."""
+        length, num_lags = tokens.shape[1], tail.shape[1]
+        past = torch.cat((tail.to(tokens.dtype), tokens), dim=1)
         mixed = tokens * self.kernel[0]
-        for lag in range(1, min(len(self.kernel), length)):
-            mixed = mixed + F.pad(tokens[:, : length - lag], (0, 0, lag, 0)) * self.kernel[lag]
-        return mixed
+        for lag in range(1, num_lags + 1):
+            mixed = mixed + past[:, num_lags - lag : num_lags - lag + length] * self.kernel[lag]
+        return mixed, past[:, length:]
