@@ -41,7 +41,8 @@ if TYPE_CHECKING:
 
     from trellis_ts.config import Implementation
 
-FORMAT_VERSION = 1
+# Version 2 has settings that version 1 lacks; those have defaults, so both are read.
+FORMAT_VERSION = 2
 _CONFIG_FILE, _DATA_FILE, _WEIGHTS_FILE = "config.json", "data.json", "model.safetensors"
 _CALIBRATION_FILE = "calibration.json"
 TRAINING_FOLDER = "training"

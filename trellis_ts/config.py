@@ -14,7 +14,7 @@ from typing import Any, ClassVar, Literal
 
 from trellis_ts.errors import ConfigError
 
-Mixer = Literal["trellis", "attention"]
+Mixer = Literal["trellis", "attention", "gsa", "linear", "none"]
 Activation = Literal["identity", "silu", "ln_silu"]
 ReadActivation = Literal["ln_silu", "l2_silu", "softmax"]
 Implementation = Literal["auto", "triton", "cpu", "chunked", "reference"]
@@ -180,7 +180,10 @@ class ModelConfig(Closed):
     """Model: the network between the patches and the forecast."""
 
     mixer: Mixer = "trellis"
-    """What carries information from patch to patch."""
+    """What carries information from patch to patch: the Trellis memory or, to compare, softmax attention, gated slot
+    attention or gated linear attention in its place; none leaves the blocks out altogether."""
+    channel_mixing: Literal["none", "trellis"] = "none"
+    """Whether channels are forecast together: trellis reads them one after the other, in both directions."""
     num_layers: int = 2
     """Blocks."""
     width: int = 64
@@ -195,6 +198,10 @@ class ModelConfig(Closed):
     """f between the key pass and the value pass."""
     step_size_form: Literal["bounded", "softplus"] = "bounded"
     """bounded keeps a linear write inside its stability limit; softplus lets it grow."""
+    forget_gate: bool = True
+    """Let the memory decay by a learned rate; gsa cannot do without."""
+    output_activation: Literal["identity", "silu"] = "identity"
+    """Applied to what is read from the value memory."""
     initial_memory: Literal["zero", "learned"] = "zero"
     """What the memories hold before the first token."""
     write_epsilon: float = 1e-6
@@ -232,6 +239,10 @@ class ModelConfig(Closed):
         _require(
             self.width % self.num_heads == 0,
             f"width={self.width} is not a multiple of num_heads={self.num_heads}; change one of them",
+        )
+        _require(
+            self.forget_gate or self.mixer != "gsa",
+            "mixer=gsa writes what its gate forgets, so forget_gate=false would write nothing; choose another mixer",
         )
         _require(0 <= self.dropout < 1, f"dropout={self.dropout} must lie in [0, 1)")
         _require(0 < self.write_epsilon < math.inf, f"write_epsilon={self.write_epsilon} must be positive and finite")

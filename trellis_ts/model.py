@@ -11,7 +11,8 @@ from trellis_ts.config import CovariateShape
 from trellis_ts.covariates import CovariateEmbedding, zeroed
 from trellis_ts.distributions import NUM_PARAMETERS, shape_distribution
 from trellis_ts.heads import ForecastHead, center_index, spread_quantiles
-from trellis_ts.layers.block import Block
+from trellis_ts.layers.block import Block, make_mixer
+from trellis_ts.layers.channels import ChannelMixing
 from trellis_ts.patching import PatchEmbedding
 from trellis_ts.scaling import instance_statistics
 from trellis_ts.types import Forecast
@@ -28,7 +29,8 @@ if TYPE_CHECKING:
 class ForecastModel(nn.Module):
     """Forecasts each channel by itself, all with the same weights (but for the seasonal cycle, one per channel).
 
-    Covariates are shared by the channels of a window.
+    With ``channel_mixing`` channels tell each other what they know before the head. Covariates are shared by the
+    channels of a window.
 
     Args:
         config: the network's settings.
@@ -50,7 +52,8 @@ class ForecastModel(nn.Module):
         super().__init__()
         self.config, self.shape, self.quantile_levels, self.family = config, shape, quantile_levels, family
         self.patches = PatchEmbedding(shape, config.width, position_embedding=config.position_embedding)
-        self.blocks = nn.ModuleList(Block(config, implementation=implementation) for _ in range(config.num_layers))
+        num_blocks = 0 if config.mixer == "none" else config.num_layers
+        self.blocks = nn.ModuleList(Block(config, make_mixer(config, implementation)) for _ in range(num_blocks))
         num_outputs = NUM_PARAMETERS[family] if family else max(1, len(quantile_levels))
         self.head = ForecastHead(
             num_patches=shape.num_patches,
@@ -64,7 +67,12 @@ class ForecastModel(nn.Module):
         self.cycle = (
             nn.Parameter(torch.zeros(shape.season_length, shape.num_channels)) if config.seasonal_cycle else None
         )
-        # Made last, so that the other weights start alike with and without covariates.
+        # Made last, so that the other weights start alike with and without these.
+        self.channels = (
+            ChannelMixing(config, shape.num_channels, implementation=implementation)
+            if config.channel_mixing == "trellis"
+            else None
+        )
         self.covariates = (
             CovariateEmbedding(shape, config.width, config.covariate_width, num_outputs)
             if shape.covariates != CovariateShape()
@@ -86,6 +94,8 @@ class ForecastModel(nn.Module):
             tokens = tokens + self.covariates.tokens(batch).repeat_interleave(context.shape[2], dim=0)
         for block in self.blocks:
             tokens = block(tokens, token_observed)
+        if self.channels is not None:
+            tokens = self.channels(tokens, observed.any(dim=1))
         output = self.head(tokens, token_observed)  # [B * C, horizon, Q]
         if self.covariates is not None and (added := self.covariates.forecast(batch, tokens.mean(dim=1))) is not None:
             output = output + added

@@ -132,6 +132,11 @@ def prepare(panel: Panel, config: ExperimentConfig) -> Preparation:
         _check_counts(splits)
     train_rows = max(each.train[1] - each.train[0] for each in splits.borders)
     shape = choose_shape(panel, config.window, train_rows=train_rows)
+    if config.model.channel_mixing != "none" and shape.num_channels == 1:
+        raise ConfigError(
+            f"channel_mixing={config.model.channel_mixing} needs two columns or more to forecast, and {panel.source} "
+            "has one; leave it out, or give a wide table"
+        )
     training = config.training
     if panel.dataset is None:
         training = replace(

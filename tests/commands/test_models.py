@@ -49,8 +49,8 @@ DAMAGES = {
     "another type": (lambda m: damage(m, "config.json", lambda b: b.replace(b": 24,", b': "24",', 1)), "is damaged"),
     "an unknown key": (lambda m: damage(m, "config.json", lambda b: b.replace(b'"width"', b'"wodth"')), "is damaged"),
     "a newer format": (
-        lambda m: damage(m, "config.json", lambda b: b.replace(b'"format_version": 1', b'"format_version": 99')),
-        "format version 99, this trellis reads up to 1; upgrade trellis-ts",
+        lambda m: damage(m, "config.json", lambda b: b.replace(b'"format_version": ', b'"format_version": 9')),
+        "this trellis reads up to 2; upgrade trellis-ts",
     ),
     "no weights": (
         lambda m: (m / "model.safetensors").unlink(),

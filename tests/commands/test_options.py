@@ -100,7 +100,7 @@ def test_arguments_that_are_missing_or_wrong(refused, arguments, expected):
         ("width:\n", "width has no value"),
         ("dropout: [0.1]\n", "dropout must be a number"),
         ("second_order: 1\n", "second_order must be true or false"),
-        ("mixer: trelis\n", "mixer must be one of trellis, attention, found 'trelis'"),
+        ("mixer: trelis\n", "mixer must be one of trellis, attention, gsa, linear, none, found 'trelis'"),
         ("quantile_levels: [0.1, x]\n", "quantile_levels must be a number, found 'x'"),
         ("id: yes\n", "id must be text, found True"),
         ("max_time: 90\n", "max_time='90' is not a duration"),

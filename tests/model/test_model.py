@@ -22,6 +22,10 @@ OPTIONS = [
     {"write_activation": "identity", "read_activation": "l2_silu", "conv_width": 1},
     {"chunk_length": 2, "num_layers": 1},
     {"second_order": False, "num_heads": 1},
+    {"forget_gate": False, "output_activation": "silu"},
+    {"mixer": "gsa"},
+    {"mixer": "linear"},
+    {"mixer": "none"},
 ]
 
 

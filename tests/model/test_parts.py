@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from trellis_ts.config import WindowShape
 from trellis_ts.heads import ForecastHead, center_index, spread_quantiles
 from trellis_ts.layers.attention import AttentionMixer
-from trellis_ts.layers.block import Block
+from trellis_ts.layers.block import Block, make_mixer
 from trellis_ts.layers.convolution import CausalConvolution
 from trellis_ts.layers.trellis import TrellisMixer
 from trellis_ts.losses import forecast_loss, quantile_loss
@@ -313,7 +313,8 @@ def test_attention_is_that_of_the_textbook(make_config, tokens):
 
 
 def test_a_block_whose_outputs_are_zero_is_the_identity(make_config, tokens):
-    block = randomise(Block(make_config()))
+    config = make_config()
+    block = randomise(Block(config, make_mixer(config, "auto")))
     block.output.weight.data.zero_()
     block.feedforward.down.weight.data.zero_()
     assert torch.equal(block(tokens, SEEN), tokens)

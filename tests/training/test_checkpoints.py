@@ -93,6 +93,32 @@ def test_a_directory_holds_three_plain_files(saved):
     assert set(config["sha256"]) == NAMES - {"config.json"}
 
 
+def test_a_model_from_before_some_settings_is_read(model, panel):
+    """Version 1 had none of these; they come in at the values that leave the model as it was."""
+    expected = Forecaster(load_checkpoint(model)).forecast(panel)
+    config = json.loads((model / "config.json").read_text())
+    config["format_version"] = 1
+    for name in ("channel_mixing", "forget_gate", "output_activation", "calendar_features", "covariate_width"):
+        del config["experiment"]["model"][name]
+    (model / "config.json").write_text(json.dumps(config))
+    loaded = load_checkpoint(model)
+    settings = loaded.experiment.model
+    assert (settings.channel_mixing, settings.forget_gate, settings.output_activation) == ("none", True, "identity")
+    assert torch.equal(Forecaster(loaded).forecast(panel).quantiles, expected.quantiles)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"channel_mixing": "trellis"}, {"mixer": "gsa"}, {"mixer": "linear", "forget_gate": False}, {"mixer": "none"}],
+)
+def test_every_kind_of_network_comes_back(make_panel, make_checkpoint, tmp_path, settings):
+    panel = make_panel((60,), channels=3)
+    checkpoint = make_checkpoint(panel, **settings)
+    loaded = load_checkpoint(save_checkpoint(tmp_path / "model", checkpoint, package_version="0.1.0"))
+    expected, actual = (Forecaster(each).forecast(panel) for each in (checkpoint, loaded))
+    assert torch.equal(expected.quantiles, actual.quantiles)
+
+
 def test_saving_twice_gives_the_same_bytes(saved, checkpoint, tmp_path):
     again = save_checkpoint(tmp_path / "again", checkpoint, package_version="0.1.0")
     assert all((again / name).read_bytes() == (saved / name).read_bytes() for name in NAMES)

@@ -272,6 +272,28 @@ def test_gaps_are_trained_around(make_panel, tmp_path, settings):
     assert torch.isfinite(Forecaster(checkpoint).forecast(panel).point).all()
 
 
+def test_channel_mixing_needs_channels(panel):
+    with pytest.raises(ConfigError, match=r"channel_mixing=trellis needs two columns or more"):
+        prepare(panel, replace(CONFIG, model=replace(CONFIG.model, channel_mixing="trellis")))
+
+
+def test_channel_mixing_learns_from_the_other_channel(make_panel, tmp_path):
+    """One channel is noise, the other the same noise some steps later: only who reads both can tell what comes."""
+    panel = make_panel((400,), channels=2)
+    noise = np.random.default_rng(0).normal(size=405)
+    values = np.column_stack((noise[5:], noise[:400]))
+    panel = replace(panel, series=(replace(panel.series[0], values=values),))
+    window = WindowConfig(context_length=8, prediction_length=3, patch_length=8)
+    config = replace(change(max_epochs=25, loss="mse", learning_rate=1e-2), window=window)
+    losses = {
+        mixing: fit(
+            prepare(panel, replace(config, model=replace(config.model, channel_mixing=mixing))), tmp_path / mixing
+        )[1].validation_loss
+        for mixing in ("none", "trellis")
+    }
+    assert losses["trellis"] < 0.75 * losses["none"], losses
+
+
 @pytest.mark.parametrize("loss", ["mae", "mse", "huber"])
 def test_every_loss_trains_a_model_of_points(panel, tmp_path, loss):
     listener = Listener()

@@ -8,6 +8,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from trellis_ts.layers.attention import AttentionMixer
+from trellis_ts.layers.gated import LinearMixer, SlotMixer
 from trellis_ts.layers.trellis import TrellisMixer
 
 if TYPE_CHECKING:
@@ -31,16 +32,21 @@ class SwiGLU(nn.Module):
         return down
 
 
+def make_mixer(config: ModelConfig, implementation: Implementation) -> nn.Module:
+    """The mixer of a configuration that has one."""
+    if config.mixer == "trellis":
+        return TrellisMixer(config, implementation=implementation)
+    return {"attention": AttentionMixer, "gsa": SlotMixer, "linear": LinearMixer}[config.mixer](config)
+
+
 class Block(nn.Module):
     """Norm, mixer, norm, GELU gate, linear, residual; then norm, SwiGLU, residual."""
 
-    def __init__(self, config: ModelConfig, *, implementation: Implementation = "auto") -> None:
+    def __init__(self, config: ModelConfig, mixer: nn.Module) -> None:
         super().__init__()
         width = config.width
         self.mixer_norm = nn.RMSNorm(width)
-        self.mixer: TrellisMixer | AttentionMixer = (
-            TrellisMixer(config, implementation=implementation) if config.mixer == "trellis" else AttentionMixer(config)
-        )
+        self.mixer = mixer
         self.post_norm = nn.RMSNorm(width)
         self.gate = nn.Linear(width, width, bias=False)
         self.output = nn.Linear(width, width, bias=False)

@@ -23,12 +23,13 @@ if TYPE_CHECKING:
 
 # Where training starts (trained from there): each token keeps 98 % of the memory and moves it by a tenth of the
 # inner gradient.
-_INITIAL_FORGET_GATE = 0.98
+INITIAL_FORGET_GATE = 0.98
 _INITIAL_STEP_SIZE = 0.1
 _NORM_EPSILON = 1e-6
 
 
-def _logit(probability: float) -> float:
+def logit(probability: float) -> float:
+    """Where a sigmoid gives this."""
     return math.log(probability / (1 - probability))
 
 
@@ -50,7 +51,7 @@ class TrellisMixer(nn.Module):
     Query, key and value are linear in the token, L2-normalised per head; a short causal convolution precedes the
     normalisation of query and key. The target is linear; forget gate and step size are one number per token and head.
     With ``step_size_form='bounded'`` the step size is ``(1 + forget) * sigmoid(.)``, inside the limit at which a
-    linear write stops contracting.
+    linear write stops contracting. Without a forget gate the memory decays only by being overwritten.
     """
 
     def __init__(self, config: ModelConfig, *, implementation: Implementation = "auto") -> None:
@@ -62,13 +63,15 @@ class TrellisMixer(nn.Module):
         self.chunk_length = config.chunk_length
         self.second_order = config.second_order
         self.step_size_form = config.step_size_form
+        self.output_activation = config.output_activation
         self.implementation: Implementation = implementation
 
         width = config.width
         self.query_key = nn.Linear(width, 2 * width, bias=False)
         self.value = nn.Linear(width, width, bias=False)
         self.target = nn.Linear(width, self.num_heads * self.num_slots, bias=False)
-        self.gates = nn.Linear(width, 2 * self.num_heads)
+        self.has_forget_gate = config.forget_gate
+        self.gates = nn.Linear(width, (2 if config.forget_gate else 1) * self.num_heads)
         self.convolution = CausalConvolution(2 * width, config.conv_width)
         self.initial_memory = (
             nn.Parameter(torch.randn(2, self.num_heads, self.num_slots, self.head_dim) / math.sqrt(self.head_dim))
@@ -79,12 +82,12 @@ class TrellisMixer(nn.Module):
 
     def _start_gates(self) -> None:
         if self.step_size_form == "bounded":
-            step = _logit(_INITIAL_STEP_SIZE / (1 + _INITIAL_FORGET_GATE))
+            step = logit(_INITIAL_STEP_SIZE / (1 + (INITIAL_FORGET_GATE if self.has_forget_gate else 1)))
         else:
             step = math.log(math.expm1(_INITIAL_STEP_SIZE))
         with torch.no_grad():
-            self.gates.bias[: self.num_heads] = _logit(_INITIAL_FORGET_GATE)
-            self.gates.bias[self.num_heads :] = step
+            self.gates.bias[: -self.num_heads] = logit(INITIAL_FORGET_GATE)
+            self.gates.bias[-self.num_heads :] = step
 
     def forward(
         self, tokens: Float[Tensor, "row token width"], observed: Bool[Tensor, "row token"]
@@ -116,8 +119,9 @@ class TrellisMixer(nn.Module):
         query, key = mixed.chunk(2, dim=-1)
         # Under autocast the projections come in half precision; the operator wants one dtype, and gates its range.
         dtype = torch.promote_types(tokens.dtype, torch.float32)
-        forget, step = self.gates(tokens).to(dtype).chunk(2, dim=-1)  # [R, N, H] each
-        log_forget = F.logsigmoid(forget)
+        gates = self.gates(tokens).to(dtype)
+        step = gates[..., -self.num_heads :]  # [R, N, H]
+        log_forget = F.logsigmoid(gates[..., : self.num_heads]) if self.has_forget_gate else torch.zeros_like(step)
         step_size = (1 + log_forget.exp()) * step.sigmoid() if self.step_size_form == "bounded" else F.softplus(step)
         inputs = Tokens(
             query=self._unit_heads(query.to(dtype)),
@@ -141,6 +145,7 @@ class TrellisMixer(nn.Module):
             second_order=self.second_order,
             implementation=self.implementation,
         )
+        output = F.silu(output) if self.output_activation == "silu" else output
         return output.flatten(2), memory
 
     def _heads(self, features: Float[Tensor, "row token width"]) -> Float[Tensor, "row token head dim"]:
