@@ -112,6 +112,7 @@ class ScaledPanel:
             static=None if self._static is None else self._static.gather(series, np.ones(len(series), dtype=bool)),
             loc=self._loc[series][:, None],
             scale=self._scale[series][:, None],
+            origin=torch.from_numpy(origins),
         )
 
 

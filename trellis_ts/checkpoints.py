@@ -26,6 +26,7 @@ from pydantic import TypeAdapter, ValidationError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
+from trellis_ts.causal import CausalModel
 from trellis_ts.config import Closed, ExperimentConfig, WindowShape
 from trellis_ts.conformal import Calibration
 from trellis_ts.datasets.covariates import CovariateScaler
@@ -109,7 +110,7 @@ class _ConfigFile(Closed):
 class Checkpoint:
     """A model with all that is needed to use it."""
 
-    model: ForecastModel
+    model: ForecastModel | CausalModel
     experiment: ExperimentConfig
     data: DataRecord
     calibration: Calibration | None = None
@@ -206,18 +207,25 @@ def load_checkpoint(directory: str | os.PathLike[str]) -> Checkpoint:
 
 def build_model(
     experiment: ExperimentConfig, shape: WindowShape, *, implementation: Implementation = "auto"
-) -> ForecastModel:
-    """An untrained model of this configuration."""
+) -> ForecastModel | CausalModel:
+    """An untrained model of this configuration.
+
+    Raises:
+        ConfigError: settings that the model's mode does not have.
+    """
     training = experiment.training
     family = next((each for each in FAMILIES if each == training.loss), None)
     levels = training.quantile_levels if training.loss == "quantile" or family else ()
-    return ForecastModel(experiment.model, shape, levels, family=family, implementation=implementation)
+    kind = CausalModel if experiment.model.mode == "streaming" else ForecastModel
+    return kind(experiment.model, shape, levels, family=family, implementation=implementation)
 
 
-def _read_weights(path: Path, config: _ConfigFile) -> ForecastModel:
+def _read_weights(path: Path, config: _ConfigFile) -> ForecastModel | CausalModel:
     try:
         with torch.device("meta"):  # shapes without memory, so that a forged configuration cannot allocate
             model = build_model(config.experiment, config.shape)
+    except ConfigError as error:
+        raise CheckpointError(f"{path} does not fit its configuration: {error}") from None
     except RuntimeError:  # a tensor whose size in bytes is beyond 64 bits
         raise CheckpointError(f"{path} does not fit its configuration, whose sizes are absurd") from None
     expected = {name: (tuple(value.shape), "F32") for name, value in model.state_dict().items()}

@@ -14,6 +14,7 @@ from typing import Any, ClassVar, Literal
 
 from trellis_ts.errors import ConfigError
 
+Mode = Literal["window", "streaming"]
 Mixer = Literal["trellis", "attention", "gsa", "linear", "none"]
 Activation = Literal["identity", "silu", "ln_silu"]
 ReadActivation = Literal["ln_silu", "l2_silu", "softmax"]
@@ -179,6 +180,9 @@ class WindowShape(Closed):
 class ModelConfig(Closed):
     """Model: the network between the patches and the forecast."""
 
+    mode: Mode = "window"
+    """window reads the last context_length steps anew for every forecast; streaming carries the whole history along in
+    a memory of fixed size, and can be followed live with `trellis stream`."""
     mixer: Mixer = "trellis"
     """What carries information from patch to patch: the Trellis memory or, to compare, softmax attention, gated slot
     attention or gated linear attention in its place; none leaves the blocks out altogether."""
@@ -278,6 +282,10 @@ class TrainingConfig(Closed):
     """Training windows drawn per epoch, at random, when there are more."""
     validation_windows: int | None = None
     """Validation windows looked at, evenly spread, when there are more."""
+    segment_length: int | None = None
+    """Steps of a series through which a streaming model is trained in one go; gradients stop at their start."""
+    stream_length: int | None = None
+    """Steps over which a streaming model's state is carried in training, segment by segment."""
     gradient_clip: float = 1.0
     """Largest norm of the gradient."""
     seed: int = 0
@@ -293,6 +301,8 @@ class TrainingConfig(Closed):
 
     def __post_init__(self) -> None:
         for name in ("batch_size", "max_epochs", "patience", "windows_per_epoch", "validation_windows"):
+            _require_size(name, getattr(self, name))
+        for name in ("segment_length", "stream_length"):
             _require_size(name, getattr(self, name))
         levels = self.quantile_levels
         _require(len(levels) > 0, "quantile_levels is empty; give at least one level, such as 0.5")

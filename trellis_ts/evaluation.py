@@ -132,10 +132,12 @@ class _Field:
         return max(self.shape.context_length, _SEASONS_READ * self.shape.season_length)
 
     def model(self, forecaster: Forecaster) -> Contender:
+        predict = forecaster.predictor(self.scaled)
+
         def forecast(series: NDArray[np.int64], origins: NDArray[np.int64]) -> Forecast:
             horizon = self.shape.prediction_length  # of known covariates; the values of the future stay out
             batch = self.scaled.gather(series, origins, self.shape.context_length, 0, horizon)
-            return forecaster.roll_out(batch, self.shape.prediction_length)
+            return predict(batch)
 
         return forecast
 

@@ -14,6 +14,7 @@ import torch
 from torch.nn import functional as F
 
 from trellis_ts import conformal
+from trellis_ts.causal import CausalModel
 from trellis_ts.checkpoints import Checkpoint, load_checkpoint, save_checkpoint
 from trellis_ts.config import ExperimentConfig
 from trellis_ts.copula import sample_scores
@@ -30,6 +31,7 @@ from trellis_ts.datasets.windows import ScaledPanel
 from trellis_ts.errors import ConfigError, DataError
 from trellis_ts.evaluation import backtest
 from trellis_ts.frames import as_library_of, forecast_frame, sample_frame
+from trellis_ts.passes import HistoryPass, roll_out
 from trellis_ts.quantiles import QuantileCurve
 from trellis_ts.types import Batch, Features, Forecast, Panel
 
@@ -308,6 +310,9 @@ class Forecaster:
         if any(each.role == "known" for each in self.checkpoint.data.covariates):
             check_future(panel, horizon)
         scaler = self.scaler().of(panel)
+        if isinstance(self._model, CausalModel):
+            pieces = [self._finished(roll_out(self._model, panel, scaler, horizon, self.device))]
+            return self._in_data_units(pieces, scaler, quantile_levels)
         scaled = ScaledPanel(panel, scaler, self._model.shape.season_length, future_length=horizon)
         ends = np.array([len(series) for series in panel.series], dtype=np.int64)
         pieces = []
@@ -315,6 +320,11 @@ class Forecaster:
             index = np.arange(start, min(start + _ROWS_PER_BATCH, len(ends)))
             batch = scaled.gather(index, ends[index], self._model.shape.context_length, 0, horizon)
             pieces.append(self.roll_out(batch, horizon))
+        return self._in_data_units(pieces, scaler, quantile_levels)
+
+    def _in_data_units(
+        self, pieces: Sequence[Forecast], scaler: Scaler, quantile_levels: Sequence[float] | None
+    ) -> Forecast:
         forecast = _unscale(pieces, scaler, is_count=self._model.family == "negative_binomial")
         return forecast if quantile_levels is None else forecast.at_levels(quantile_levels)
 
@@ -354,6 +364,16 @@ class Forecaster:
         """The trained horizon in steps."""
         return self._model.shape.prediction_length
 
+    def predictor(self, scaled: ScaledPanel) -> Callable[[Batch], Forecast]:
+        """What forecasts windows of these series over the trained horizon, on the windows' scale.
+
+        A streaming model looks not at the windows but at all rows of the series before their origins.
+        """
+        if isinstance(self._model, CausalModel):
+            history = HistoryPass(self._model, scaled, self.device)
+            return lambda batch: self._finished(history(batch))
+        return lambda batch: self.roll_out(batch, self.prediction_length)
+
     @torch.inference_mode()
     def roll_out(self, batch: Batch, prediction_length: int) -> Forecast:
         """Forecasts a batch on its own scale; past the trained horizon, point forecasts are read as if observed.
@@ -361,8 +381,11 @@ class Forecaster:
         There, past covariates are missing; known ones have to be in the batch up to the end.
 
         Raises:
-            ValueError: the batch's known covariates do not reach that far.
+            ValueError: the batch's known covariates do not reach that far, or the model is a streaming one, which has
+                no windows.
         """
+        if isinstance(self._model, CausalModel):
+            raise ValueError("a streaming model has no windows; use predictor")
         batch = batch.to(self.device)
         context_length, season_length = self._model.shape.context_length, self._model.shape.season_length
         if batch.known is not None:
@@ -387,7 +410,10 @@ class Forecaster:
             )
             forecasts.append(self._model(batch))
             done += self.prediction_length
-        forecast = Forecast.joined(forecasts, dim=1).map(lambda each: each[:, :prediction_length].cpu())
+        return self._finished(Forecast.joined(forecasts, dim=1).map(lambda each: each[:, :prediction_length].cpu()))
+
+    def _finished(self, forecast: Forecast) -> Forecast:
+        """With the model's levels where it gives a distribution, and calibrated."""
         if self._model.family is not None:
             forecast = forecast.at_levels(self._model.quantile_levels)
         if self.calibrated and self.checkpoint.calibration is not None:

@@ -23,10 +23,12 @@ if TYPE_CHECKING:
     from lightning.pytorch.utilities.types import OptimizerLRScheduler
     from torch import Tensor
 
+    from trellis_ts.causal import CausalModel, CausalState
     from trellis_ts.config import TrainingConfig
+    from trellis_ts.datasets.streams import Group, SegmentDataset
     from trellis_ts.datasets.windows import WindowDataset
     from trellis_ts.model import ForecastModel
-    from trellis_ts.types import Batch
+    from trellis_ts.types import Batch, Segment
 
 _WARMUP_FRACTION = 0.05
 _MAX_WARMUP_STEPS = 200
@@ -42,7 +44,7 @@ def learning_rate_factor(step: int, total_steps: int, time_fraction: float = 0.0
 class ForecastModule(lightning.LightningModule):
     """Trains a ``ForecastModel`` on batches of windows."""
 
-    def __init__(self, model: ForecastModel, config: TrainingConfig) -> None:
+    def __init__(self, model: ForecastModel | CausalModel, config: TrainingConfig) -> None:
         super().__init__()
         self.model = model
         self.config = config
@@ -85,6 +87,40 @@ class ForecastModule(lightning.LightningModule):
         total_steps = int(self.trainer.estimated_stepping_batches)
         schedule = LambdaLR(optimizer, lambda step: learning_rate_factor(step, total_steps, self.time_fraction()))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+
+class StreamModule(ForecastModule):
+    """Trains a ``CausalModel`` on segments that follow one another, the state carried along without its gradients."""
+
+    model: CausalModel
+
+    def __init__(self, model: CausalModel, config: TrainingConfig) -> None:
+        super().__init__(model, config)
+        self._state: CausalState | None = None
+
+    def _score(self, segment: Segment) -> tuple[Tensor, int]:
+        """The loss of a segment's forecasts, and over how many values it is the mean."""
+        if segment.future is None or segment.future_observed is None:
+            raise ValueError("a training segment needs a future")
+        if segment.is_first or self._state is None:
+            self._state = self.model.start(len(segment.values))
+        forecast, is_started, state = self.model(segment, self._state)
+        self._state = state.detach()
+        is_scored = segment.future_observed & is_started[:, None]
+        return forecast_loss(forecast, segment.future, is_scored, self.config.loss), int(is_scored.sum())
+
+    def training_step(self, batch: Segment, batch_index: int) -> Tensor:  # type: ignore[override]
+        loss, weight = self._score(batch)
+        self.log("train_loss", loss, on_step=False, on_epoch=True, batch_size=max(1, weight))
+        return loss
+
+    def validation_step(self, batch: Segment, batch_index: int) -> None:  # type: ignore[override]
+        loss, weight = self._score(batch)
+        if weight:  # segments before the validation rows only bring the memory up to date
+            self.log("validation_loss", loss, on_epoch=True, batch_size=weight)
+
+    def on_validation_epoch_start(self) -> None:
+        self._state = None
 
 
 class EpochSampler(Sampler[int]):
@@ -140,6 +176,51 @@ class WindowDataModule(lightning.LightningDataModule):
         )
 
     def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_index: int) -> Batch:
+        return batch.to(device)
+
+
+class SegmentSampler(Sampler["tuple[Group, int]"]):
+    """Segments in order, groups of streams drawn anew every epoch, fixed by the seed and the epoch alone."""
+
+    def __init__(self, segments: SegmentDataset, *, seed: int) -> None:
+        self.segments, self.seed, self.epoch = segments, seed, 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Called by Lightning at the start of an epoch."""
+        self.epoch = epoch
+
+    def _groups(self) -> list[Group]:
+        return self.segments.random_groups(self.seed * 1_000_003 + self.epoch)
+
+    def __len__(self) -> int:
+        return sum(group.num_segments for group in self._groups())
+
+    def __iter__(self) -> Iterator[tuple[Group, int]]:
+        for group in self._groups():
+            yield from ((group, number) for number in range(group.num_segments))
+
+
+class SegmentDataModule(lightning.LightningDataModule):
+    """Loaders over segments: at random for training, all in order for validation."""
+
+    def __init__(self, train: SegmentDataset, validation: SegmentDataset, config: TrainingConfig) -> None:
+        super().__init__()
+        self.train, self.validation, self.config = train, validation, config
+
+    def train_dataloader(self) -> DataLoader[Segment]:
+        return self._loader(self.train, SegmentSampler(self.train, seed=self.config.seed))
+
+    def val_dataloader(self) -> DataLoader[Segment]:
+        groups = self.validation.all_groups(self.config.validation_windows)
+        return self._loader(
+            self.validation, [(group, number) for group in groups for number in range(group.num_segments)]
+        )
+
+    def _loader(self, segments: SegmentDataset, order: Any) -> DataLoader[Segment]:
+        workers = self.config.num_workers
+        return DataLoader(segments, batch_size=None, sampler=order, num_workers=workers, persistent_workers=workers > 0)
+
+    def transfer_batch_to_device(self, batch: Segment, device: torch.device, dataloader_index: int) -> Segment:
         return batch.to(device)
 
 

@@ -16,25 +16,31 @@ import torch
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from lightning.pytorch.loggers import TensorBoardLogger
 
+from trellis_ts.causal import CausalModel, check_streaming
 from trellis_ts.checkpoints import Checkpoint, DataRecord, SeriesRecord, build_model
 from trellis_ts.conformal import calibrate
 from trellis_ts.datasets import calendar
 from trellis_ts.datasets.long_horizon import borders, find_benchmark
 from trellis_ts.datasets.splits import Splits
+from trellis_ts.datasets.streams import SegmentDataset, SegmentShape
 from trellis_ts.datasets.windows import ScaledPanel, WindowDataset
 from trellis_ts.devices import resolve_device
 from trellis_ts.errors import CheckpointError, ConfigError, DataError, TrellisError
-from trellis_ts.lightning import ForecastModule, WindowDataModule, quiet_lightning
+from trellis_ts.lightning import ForecastModule, SegmentDataModule, StreamModule, WindowDataModule, quiet_lightning
+from trellis_ts.passes import HistoryPass
 from trellis_ts.sizing import choose_cycles, choose_prediction_length, choose_shape, covariate_shape
 
 if TYPE_CHECKING:
-    from trellis_ts.config import ExperimentConfig, WindowShape
+    from trellis_ts.config import ExperimentConfig, TrainingConfig, WindowShape
     from trellis_ts.types import Panel
 
 _LOGGER = logging.getLogger(__name__)
 # A panel of a user's own is sampled to epochs of at most this many windows, so that the first epoch ends soon.
 _CHOSEN_WINDOWS_PER_EPOCH = 16_384
 _CHOSEN_VALIDATION_WINDOWS = 2_048
+# A streaming model is trained through so many patches at a time, and so many segments in a row.
+_CHOSEN_SEGMENT_PATCHES = 16
+_CHOSEN_STREAM_SEGMENTS = 8
 
 StopReason = Literal["epochs", "patience", "time", "interrupted"]
 
@@ -106,6 +112,8 @@ class Preparation:
     train: WindowDataset
     validation: WindowDataset
     left_out_series: int
+    segments: tuple[SegmentDataset, SegmentDataset] | None = None
+    """What a streaming model is trained and validated on, in the place of windows."""
 
 
 def make_splits(panel: Panel, config: ExperimentConfig, prediction_length: int) -> Splits:
@@ -149,6 +157,10 @@ def prepare(panel: Panel, config: ExperimentConfig) -> Preparation:
     splits = replace(splits, scaler=replace(splits.scaler, covariates=covariates))
     shape = replace(shape, covariates=covariate_shape(covariates))
     scaled = ScaledPanel(panel, splits.scaler, shape.season_length)
+    segments = None
+    if config.model.mode == "streaming":
+        check_streaming(config.model, shape)
+        segments = _segments(scaled, splits, shape, training)
 
     def windows(split: Literal["train", "validation"], max_windows: int | None) -> WindowDataset:
         return WindowDataset(
@@ -175,7 +187,32 @@ def prepare(panel: Panel, config: ExperimentConfig) -> Preparation:
         train=train,
         validation=validation,
         left_out_series=sum(each.train[1] - each.train[0] < needed for each in splits.borders),
+        segments=segments,
     )
+
+
+def _segments(
+    scaled: ScaledPanel, splits: Splits, shape: WindowShape, training: TrainingConfig
+) -> tuple[SegmentDataset, SegmentDataset]:
+    """Training and validation rows as segments; a step of training makes about ``batch_size`` forecasts per channel."""
+    patch = shape.patch_length
+    num_tokens = max(1, round((training.segment_length or _CHOSEN_SEGMENT_PATCHES * patch) / patch))
+    steps = num_tokens * patch
+    lengths = SegmentShape(shape.context_length, shape.prediction_length, patch, num_tokens)
+    stream_segments = max(1, round((training.stream_length or _CHOSEN_STREAM_SEGMENTS * steps) / steps))
+
+    def segments(split: Literal["train", "validation"], max_forecasts: int | None, streams: int) -> SegmentDataset:
+        return SegmentDataset(
+            scaled,
+            [each.of(split) for each in splits.borders],
+            lengths,
+            stream_segments=stream_segments,
+            batch_streams=streams,
+            max_forecasts=max_forecasts,
+        )
+
+    streams = max(1, round(training.batch_size / num_tokens))
+    return segments("train", training.windows_per_epoch, streams), segments("validation", None, 4 * streams)
 
 
 def fit(
@@ -203,7 +240,13 @@ def fit(
     with quiet_lightning(), torch.random.fork_rng():
         torch.manual_seed(training.seed)
         model = build_model(preparation.config, preparation.shape, implementation=training.implementation)
-        module = ForecastModule(model, training)
+        data: WindowDataModule | SegmentDataModule
+        if isinstance(model, CausalModel) and preparation.segments is not None:
+            module: ForecastModule = StreamModule(model, training)
+            data = SegmentDataModule(*preparation.segments, training)
+        else:
+            module = ForecastModule(model, training)
+            data = WindowDataModule(preparation.train, preparation.validation, training)
         keep_best = ModelCheckpoint(
             dirpath=directory, filename="best", monitor="validation_loss", enable_version_counter=False
         )
@@ -223,7 +266,6 @@ def fit(
             num_sanity_val_steps=0,
             log_every_n_steps=10,
         )
-        data = WindowDataModule(preparation.train, preparation.validation, training)
         trainer.fit(module, data, ckpt_path=last if resume else None, weights_only=True)
     if keep_best.best_model_score is None or not math.isfinite(float(keep_best.best_model_score)):
         raise TrellisError("training diverged: the validation loss is not a number; lower --learning-rate")
@@ -236,12 +278,14 @@ def fit(
         validation_loss=float(keep_best.best_model_score),
         seconds=time.monotonic() - start,
         num_parameters=sum(parameter.numel() for parameter in model.parameters()),
-        train_windows=len(preparation.train),
+        train_windows=len(preparation.segments[0] if preparation.segments else preparation.train),
         validation_windows=len(preparation.validation),
         left_out_series=preparation.left_out_series,
     )
     device = torch.device(resolve_device(training.device))
-    calibration = calibrate(model.to(device).eval(), preparation.validation, device=device)
+    model.to(device).eval()
+    predict = HistoryPass(model, preparation.validation.panel, device) if isinstance(model, CausalModel) else model
+    calibration = calibrate(predict, preparation.validation, device=device)
     return Checkpoint(model.cpu(), preparation.config, _record(preparation), calibration), summary
 
 

@@ -174,10 +174,45 @@ class Batch(NamedTuple):
     loc: Float[Tensor, "batch 1 channel"] | None = None
     """With ``scale`` what takes this scale to data units, ``value * scale + loc``; only counts ask for it."""
     scale: Float[Tensor, "batch 1 channel"] | None = None
+    origin: Int[Tensor, " batch"] | None = None
+    """First row after the context, counted from the series' own start."""
 
     def to(self, device: torch.device) -> Batch:
         """The same batch on another device; without double precision where the device has none."""
         return Batch(*(None if part is None else _moved(part, device) for part in self))  # type: ignore[arg-type]
+
+
+class Segment(NamedTuple):
+    """A stretch of several series that the streaming model reads in one go, on the scale of the training rows.
+
+    With ``L`` the model's context length, ``P`` its patch length and ``N`` tokens, the steps are the ``L`` before the
+    segment, its ``N * P``, and ``P - 1`` after it, up to the last of which a query may stand.
+    """
+
+    values: Float[Tensor, "batch step channel"]
+    """NaN-free: unobserved positions hold 0."""
+    observed: Bool[Tensor, "batch step channel"]
+    """True where a value was measured."""
+    offsets: Int[Tensor, "batch token"]
+    """How many steps after each token's end its query stands, below ``P``."""
+    phase: Int[Tensor, " batch"]
+    """Position in the season of the first step of ``values``."""
+    calendar: Float[Tensor, "batch inner feature"] | None = None
+    """Of the ``N * P + P - 1`` steps from the segment's first on; None for a model without a calendar."""
+    loc: Float[Tensor, "batch 1 channel"] | None = None
+    """With ``scale`` what takes this scale to data units; only counts ask for it."""
+    scale: Float[Tensor, "batch 1 channel"] | None = None
+    future: Float[Tensor, "place horizon channel"] | None = None
+    """What follows each query, 0 where missing; None when forecasting."""
+    future_observed: Bool[Tensor, "place horizon channel"] | None = None
+    """True where the future was measured and is to be scored."""
+    is_first: bool = True
+    """Whether the state starts anew with this segment."""
+
+    def to(self, device: torch.device) -> Segment:
+        """The same segment on another device."""
+        moved = {name: _to(part, device) for name, part in self._asdict().items() if isinstance(part, torch.Tensor)}
+        return self._replace(**moved)
 
 
 def _moved(part: Tensor | Features, device: torch.device) -> Tensor | Features:
