@@ -25,7 +25,7 @@ OPTIONS = [
     {},
     {"linear_skip": False, "conv_width": 1},
     {"seasonal_cycle": True, "initial_memory": "learned", "step_size_form": "softplus"},
-    {"write_activation": "identity", "read_activation": "softmax", "num_layers": 1},
+    {"write_activation": "identity", "read_activation": "softmax", "num_layers": 1, "output_activation": "silu"},
 ]
 every_option = pytest.mark.parametrize("options", OPTIONS, ids=str)
 NUM_TOKENS = 11
