@@ -38,7 +38,7 @@ LEAST_OBSERVED = 8
 # largest one seen, which itself is forgotten by half over so many contexts.
 SCALE_FLOOR, FLOOR_CONTEXTS = 0.01, 32
 # Deviations below this multiple of the dtype's resolution at the series' level are rounding: the series is constant.
-_ROUNDING = 8.0
+ROUNDING = 8.0
 
 
 class ScaleState(NamedTuple):
@@ -65,7 +65,7 @@ def window_statistics(
     divisor = count.clamp(min=1.0)
     loc = (windows * weight).sum(dim=-1) / divisor
     scale = (((windows - loc[..., None]) * weight).square().sum(dim=-1) / divisor).sqrt()
-    rounding = _ROUNDING * torch.finfo(windows.dtype).eps * loc.abs()
+    rounding = ROUNDING * torch.finfo(windows.dtype).eps * loc.abs()
     return loc, torch.where(scale > rounding, scale, 0.0), count >= min(LEAST_OBSERVED, windows.shape[-1])
 
 

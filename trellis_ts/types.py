@@ -211,8 +211,8 @@ class Segment(NamedTuple):
 
     def to(self, device: torch.device) -> Segment:
         """The same segment on another device."""
-        moved = {name: _to(part, device) for name, part in self._asdict().items() if isinstance(part, torch.Tensor)}
-        return self._replace(**moved)
+        parts = (part if part is None or isinstance(part, bool) else _to(part, device) for part in self)
+        return Segment(*parts)  # type: ignore[arg-type]
 
 
 def _moved(part: Tensor | Features, device: torch.device) -> Tensor | Features:
