@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -52,7 +53,12 @@ class Table:
         return len(self.columns[0]) if self.columns else 0
 
     def column(self, name: str) -> Any:
-        return self.columns[self.names.index(name)]
+        return self._by_name[name]
+
+    @cached_property
+    def _by_name(self) -> dict[str, Any]:
+        """The columns; of two with one name the first."""
+        return dict(zip(reversed(self.names), reversed(self.columns), strict=True))
 
     def row(self, index: int) -> str:
         """How a message names a row."""

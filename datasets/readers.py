@@ -9,7 +9,9 @@ from __future__ import annotations
 import csv
 import gzip
 import io
+import re
 import zlib
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -39,6 +41,9 @@ if TYPE_CHECKING:
 _DELIMITERS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "vertical bars"}
 _TEXT_SUFFIXES, _PARQUET_SUFFIXES = (".csv", ".tsv", ".txt"), (".parquet", ".pq")
 _GZIP_MAGIC, _ZIP_MAGIC = b"\x1f\x8b", b"PK\x03\x04"
+# A few bytes of gzip or Parquet can stand for any amount of memory, so there is an end to both.
+_LARGEST_TEXT_BYTES = 4 << 30
+_MOST_PARQUET_CELLS = 1 << 30
 
 
 def read_table(
@@ -234,8 +239,16 @@ def _file_table(file: Path) -> Table:
 
 def _read_parquet(file: Path) -> Table:
     try:
-        content = pa_parquet.ParquetFile(file).read()
-    except (pa.ArrowException, OSError) as error:
+        parquet = pa_parquet.ParquetFile(file)
+        rows, width = parquet.metadata.num_rows, parquet.metadata.num_columns
+        if rows * width > _MOST_PARQUET_CELLS:
+            raise DataError(
+                f"{file}: {rows:,} rows of {width:,} columns are more than the {_MOST_PARQUET_CELLS:,} cells read at "
+                "once; split the file"
+            )
+        content = parquet.read()
+        content.validate(full=True)  # a forged file may hold text that is none
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         reason = str(error).splitlines()[0] if str(error) else "unknown reason"
         raise DataError(f"{file}: not a readable Parquet file ({reason}); write it again") from error
     return _arrow_table(content, str(file))
@@ -362,11 +375,15 @@ def _parse_rows(
 def _decode(file: Path) -> tuple[bytes, list[str]]:
     """The file as UTF-8 without a byte-order mark, and what had to be done for it."""
     try:
-        raw = file.read_bytes()
-        if raw.startswith(_GZIP_MAGIC):
-            raw = gzip.decompress(raw)
+        with file.open("rb") as stream:
+            is_gzip = stream.read(2) == _GZIP_MAGIC
+        with gzip.open(file) if is_gzip else file.open("rb") as stream:
+            raw = stream.read(_LARGEST_TEXT_BYTES + 1)
     except (OSError, EOFError, zlib.error) as error:
         raise DataError(f"{file}: cannot be read ({error}); fetch or write it again") from error
+    if len(raw) > _LARGEST_TEXT_BYTES:
+        limit = f"{_LARGEST_TEXT_BYTES >> 30} GiB"
+        raise DataError(f"{file}: holds more than {limit} of text, the most that is read; save the table as Parquet")
     if raw.startswith(_ZIP_MAGIC):
         raise DataError(f"{file}: this is a workbook or zip archive, not text; save the table as CSV")
     notes = []
@@ -434,16 +451,30 @@ def _name_unnamed(table: Table) -> Table:
 def _check_header(table: Table) -> None:
     if not table.names:
         raise DataError(f"{table.source}: there are no columns; a table needs one of times and one of numbers")
-    for name in table.names:
-        if table.names.count(name) > 1:
+    for name, count in Counter(table.names).items():
+        if count > 1:
             raise DataError(f"{table.source}: two columns are called {name!r}; rename one of them")
-    with_digits = [name for name in table.names if any(character.isdigit() for character in name)]
-    dates = [name for name in with_digits if looks_like_dates(pa.array([name]), numbers_too=False)]
+    dates = _names_like_dates(table.names)
     if len(dates) > 1:
         hint = "put one time per row"
         raise DataError(f"{table.source}: column names like {shorten(dates[0])} are dates, times run across; {hint}")
     if dates and table.rows is not None:
         raise DataError(f"{table.source}, row 1: {shorten(dates[0])} is a date where names should be; add a header row")
+
+
+def _names_like_dates(names: Sequence[str]) -> list[str]:
+    """Those that are dates, found by way of the shapes they have: thousands of sensors share a few."""
+    shapes: dict[str, list[str]] = {}
+    for name in names:
+        if (shape := re.sub(r"\d", "0", name)) != name or "0" in name:
+            shapes.setdefault(shape, []).append(name)
+    return [
+        name
+        for alike in shapes.values()
+        if looks_like_dates(pa.array(alike), numbers_too=False)
+        for name in alike
+        if looks_like_dates(pa.array([name]), numbers_too=False)
+    ]
 
 
 def _drop_blank_rows(table: Table) -> Table:

@@ -17,6 +17,7 @@ from trellis_ts.errors import ConfigError
 if TYPE_CHECKING:
     from jsonargparse import Namespace
 
+_LARGEST_FILE_BYTES, _DEEPEST_NESTING = 1 << 20, 8
 _WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
 
 
@@ -110,7 +111,7 @@ def read_config(name: str) -> dict[str, Any]:
     """
     path = config_path(name)
     try:
-        loader = yaml.SafeLoader(Path(path).read_bytes())
+        loader = yaml.SafeLoader(_text(path))
         root = loader.get_single_node()
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read ({(error.strerror or str(error)).lower()})") from None
@@ -135,6 +136,29 @@ def read_config(name: str) -> dict[str, Any]:
             raise ConfigError(f"{place}: '{key}' is set a second time; keep one of the lines")
         settings[key] = _checked(place, key, value, kinds[key])
     return settings
+
+
+def _text(path: str) -> bytes:
+    """The file, if it is as small and flat as settings are: nesting and aliases can stand for any amount of work.
+
+    Raises:
+        ConfigError: it is not.
+        OSError: it cannot be read.
+        yaml.YAMLError: it is no YAML.
+    """
+    with Path(path).open("rb") as file:
+        text = file.read(_LARGEST_FILE_BYTES + 1)
+    if len(text) > _LARGEST_FILE_BYTES:
+        raise ConfigError(f"{path}: larger than {_LARGEST_FILE_BYTES >> 20} MiB; a file of settings is a few lines")
+    depth = 0
+    for event in yaml.parse(text, yaml.SafeLoader):
+        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+        place = path if event.start_mark is None else f"{path}, line {event.start_mark.line + 1}"
+        if isinstance(event, yaml.AliasEvent):
+            raise ConfigError(f"{place}: aliases such as *{event.anchor} are not read; write the value itself")
+        if depth > _DEEPEST_NESTING:
+            raise ConfigError(f"{place}: nested too deeply; write one `key: value` per line")
+    return text
 
 
 def _place(error: yaml.YAMLError) -> str:
