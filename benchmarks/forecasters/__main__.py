@@ -7,8 +7,8 @@
 Data sets are read from TRELLIS_DATA; the generated panel is drawn anew. Every contestant is a process of its own, in
 its own environment, that trains on the rows before the first origin for at most the budget and then forecasts every
 window from the rows before that window's origin; seasonal naive, AutoETS and MSTL are fitted anew at each origin and
-take the time they need. A finished cell (data set, contestant, seed) is a file in the results folder and is not run again;
-delete it to have it run again. The table beside the folder shows all cells.
+take the time they need. A finished cell (data set, contestant, seed) is a file in the results folder and is not run
+again; delete it to have it run again. The table beside the folder shows all cells.
 """
 
 from __future__ import annotations

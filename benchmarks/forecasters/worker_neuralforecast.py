@@ -3,7 +3,7 @@
     worker_neuralforecast.py FOLDER nhits|patchtst default|tuned
 
 ``default`` is what the library does unless told otherwise, with a context of two horizons, the ratio of its own
-examples. ``tuned`` is one honest attempt: a longer context, robust scaling per window, known covariates and the
+examples. ``tuned`` is one honest attempt: a longer context, windows standardised one by one, known covariates and the
 calendar where the model takes them, and a learning rate that falls over as many steps as the budget holds; how many was
 measured first, within the budget.
 """
@@ -79,7 +79,7 @@ def model_of(name: str, settings: str, job: Job, shortest: int, *, max_steps: in
         context = max(4 * job.horizon, 7 * job.seasons[0], 2 * job.seasons[-1] if job.seasons[-1] <= 168 else 0)
         shared |= {
             "input_size": min(context, max(2 * job.horizon, shortest - job.horizon)),
-            "scaler_type": "robust" if name == "nhits" else "identity",  # PatchTST normalises each window itself
+            "scaler_type": "standard" if name == "nhits" else "identity",  # PatchTST normalises each window itself
             "learning_rate": 1e-3 if name == "nhits" else 5e-4,
             "num_lr_decays": 4,
             "batch_size": 64,
@@ -118,15 +118,21 @@ def fit(name: str, settings: str, job: Job, series: list[Series]) -> tuple[Neura
     if settings == "tuned":
         probe = Stop(job.budget_seconds / 4)
         short = model_of(name, settings, job, shortest, max_steps=_PROBED_STEPS, stop=probe)
-        NeuralForecast([short], freq=job.freq).fit(frame)
-        seconds_per_step = float(np.median(np.diff(probe.times)[2:])) if probe.steps > 3 else 5.0
+        probe = trained(NeuralForecast([short], freq=job.freq), frame)
+        seconds_per_step = float(np.median(np.diff(probe.times)[min(2, probe.steps - 1) :]))
         left = job.budget_seconds - (time.monotonic() - start)
         planned = int(np.clip(0.9 * left / seconds_per_step, 10, _MOST_STEPS))
     stop = Stop(job.budget_seconds - (time.monotonic() - start))
     model = model_of(name, settings, job, shortest, max_steps=planned, stop=stop)
     fitted = NeuralForecast([model], freq=job.freq)
-    fitted.fit(frame)
-    return fitted, stop, int(model.max_steps)
+    return fitted, trained(fitted, frame), int(model.max_steps)
+
+
+def trained(forecaster: NeuralForecast, frame: pd.DataFrame) -> Stop:
+    """Fits, and gives back the callback that saw it: the library works on copies of what it is given."""
+    forecaster.fit(frame)
+    (stop,) = (each for each in forecaster.models[0].trainer_kwargs["callbacks"] if isinstance(each, Stop))
+    return stop
 
 
 def main() -> None:
