@@ -175,6 +175,8 @@ def load_checkpoint(directory: str | os.PathLike[str]) -> Checkpoint:
     with _explained(f"cannot read the model at {source}"):
         _check_version(source / _CONFIG_FILE)
         config = _read_json(source / _CONFIG_FILE, _ConfigFile)
+        if strange := sorted(set(config.sha256) - {_DATA_FILE, _WEIGHTS_FILE, _CALIBRATION_FILE}):
+            raise CheckpointError(f"{source / _CONFIG_FILE} is damaged: sha256: '{strange[0]}' is no file of a model")
         is_calibrated = _CALIBRATION_FILE in config.sha256
         for name in (_DATA_FILE, _WEIGHTS_FILE, *([_CALIBRATION_FILE] if is_calibrated else [])):
             expected = config.sha256.get(name)
@@ -237,6 +239,8 @@ def _read_weights(path: Path, config: _ConfigFile) -> ForecastModel | CausalMode
                 wrong = sorted(set(found.items()) ^ set(expected.items()))[0][0]
                 raise CheckpointError(f"{path} does not fit its configuration: tensor '{wrong}' differs")
             weights = {name: file.get_tensor(name) for name in found}
+            if broken := next((name for name, value in weights.items() if not value.isfinite().all()), None):
+                raise CheckpointError(f"{path} is damaged: tensor '{broken}' holds numbers that are not finite")
     except SafetensorError as error:
         raise CheckpointError(f"{path} is damaged: {error}") from None
     model.load_state_dict(weights, assign=True)
