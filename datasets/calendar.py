@@ -206,6 +206,23 @@ def season_length(freq: str) -> int:
     return whole // size if size < whole and whole % size == 0 else 1
 
 
+def season_candidates(freq: str) -> tuple[int, ...]:
+    """Lengths in steps that a season of such data may have, shortest first: minute and hour, day and week, year.
+
+    None below two steps; fractions of a step do not count.
+    """
+    step = _parse(freq)[1]
+    if step.kind == "tick":
+        cycles = (_MINUTE, _HOUR, _DAY, 7 * _DAY) if step.length < _MINUTE else (_DAY, 7 * _DAY)
+        lengths = [cycle // step.length for cycle in cycles if cycle % step.length == 0]
+    elif step.kind == "day" and step.length == 1:
+        lengths = [7, 365]
+    else:
+        lengths = [season_length(freq)]
+        lengths += [260] if step.kind == "business" and step.length == 1 else []
+    return tuple(length for length in lengths if length > 1)
+
+
 def default_prediction_length(freq: str) -> int:
     """How many steps are forecast where the user does not say: a day of minutes, two of hours, two weeks of days."""
     step = _parse(freq)[1]

@@ -104,6 +104,7 @@ class _ConfigFile(Closed):
     experiment: ExperimentConfig
     shape: WindowShape
     sha256: dict[str, str]
+    reasons: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -114,6 +115,8 @@ class Checkpoint:
     experiment: ExperimentConfig
     data: DataRecord
     calibration: Calibration | None = None
+    reasons: tuple[str, ...] = ()
+    """Why a preset chose the settings it chose, for people."""
 
 
 _Schema = TypeVar("_Schema")
@@ -144,6 +147,7 @@ def save_checkpoint(directory: str | os.PathLike[str], checkpoint: Checkpoint, *
                 experiment=checkpoint.experiment,
                 shape=checkpoint.model.shape,
                 sha256={name: _sha256(stage / name) for name in written},
+                reasons=checkpoint.reasons,
             )
             _write_json(stage / _CONFIG_FILE, asdict(config))
             for name in (_CONFIG_FILE, *written):
@@ -204,7 +208,7 @@ def load_checkpoint(directory: str | os.PathLike[str]) -> Checkpoint:
                 f"the model at {source} is damaged: {_CALIBRATION_FILE} and {_CONFIG_FILE} disagree on the horizon"
             )
         model = _read_weights(source / _WEIGHTS_FILE, config)
-    return Checkpoint(model, config.experiment, data, calibration)
+    return Checkpoint(model, config.experiment, data, calibration, config.reasons)
 
 
 def build_model(

@@ -8,9 +8,9 @@ over the four classes, so files and options stay flat. ``None`` means: chosen fr
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from difflib import get_close_matches
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, get_args
 
 from trellis_ts.errors import ConfigError
 
@@ -22,6 +22,7 @@ Implementation = Literal["auto", "triton", "cpu", "chunked", "reference"]
 Loss = Literal["quantile", "mae", "mse", "huber", "normal", "student_t", "negative_binomial"]
 Cycle = Literal["minute", "hour", "day", "week", "year"]
 Precision = Literal["32", "bf16-mixed", "16-mixed"]
+Preset = Literal["fast", "balanced", "accurate"]
 
 # Far above anything useful; they keep a damaged or hostile model file from asking for absurd amounts of memory.
 _LARGEST_SIZE = 1 << 20
@@ -288,6 +289,8 @@ class TrainingConfig(Closed):
     """Steps over which a streaming model's state is carried in training, segment by segment."""
     gradient_clip: float = 1.0
     """Largest norm of the gradient."""
+    average_steps: int = 0
+    """Keep an exponential average of the weights over about this many steps, and validate that; 0 keeps none."""
     seed: int = 0
     """Seed of the initial weights and of the order of windows."""
     device: str = "auto"
@@ -304,6 +307,10 @@ class TrainingConfig(Closed):
             _require_size(name, getattr(self, name))
         for name in ("segment_length", "stream_length"):
             _require_size(name, getattr(self, name))
+        _require(
+            0 <= self.average_steps <= _LARGEST_SIZE,
+            f"average_steps={self.average_steps} must be 0 or a number of steps",
+        )
         levels = self.quantile_levels
         _require(len(levels) > 0, "quantile_levels is empty; give at least one level, such as 0.5")
         _require(
@@ -340,28 +347,60 @@ class ExperimentConfig(Closed):
     window: WindowConfig = field(default_factory=WindowConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
+    preset: Preset | None = None
+    """What chooses the settings that are not named (``trellis_ts.presets``); None leaves them at their defaults."""
+    named: tuple[str, ...] = field(default=(), compare=False)
+    """Settings that a preset leaves as they are."""
 
     @classmethod
     def of(cls, **settings: Any) -> ExperimentConfig:
         """A configuration from settings by their names, whichever section they belong to; the rest stays as it is.
 
-        A single name will do where a setting takes several, and a list is as good as a tuple.
+        A single name will do where a setting takes several, and a list is as good as a tuple. What is given here, and
+        is not None, counts as named; ``preset`` may be given as well.
 
         Raises:
             ConfigError: a name is none of the settings', or a value is out of its range.
         """
-        homes = {each.name: (name, each) for name, section in SECTIONS.items() for each in fields(section)}
+        preset = checked_preset(settings.pop("preset", None))
         chosen: dict[str, dict[str, Any]] = {name: {} for name in SECTIONS}
         for name, value in settings.items():
-            if name not in homes:
-                near = get_close_matches(name, homes, n=1)
+            if name not in HOMES:
+                near = get_close_matches(name, HOMES, n=1)
                 hint = f"; did you mean {near[0]}?" if near else "; they are those of `trellis train --help`"
                 raise ConfigError(f"there is no setting {name}{hint}")
-            section, setting = homes[name]
-            if isinstance(value, str) and "tuple" in str(setting.type):
+            section = HOMES[name]
+            if isinstance(value, str) and "tuple" in str(SECTIONS[section].__annotations__[name]):
                 value = (value,)
             chosen[section][name] = tuple(value) if isinstance(value, list) else value
-        return cls(**{name: section(**chosen[name]) for name, section in SECTIONS.items()})
+        named = tuple(sorted(name for name, value in settings.items() if value is not None))
+        return cls(**{name: section(**chosen[name]) for name, section in SECTIONS.items()}, preset=preset, named=named)
+
+    def replace_settings(self, **settings: Any) -> ExperimentConfig:
+        """The same with other values of some settings, whichever section they belong to."""
+        sections = {
+            name: replace(getattr(self, name), **{each.name: settings[each.name] for each in own})
+            for name, section in SECTIONS.items()
+            if (own := [each for each in fields(section) if each.name in settings])
+        }
+        return replace(self, **sections)
+
+
+def checked_preset(name: str | None) -> Preset | None:
+    """The preset of this name.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    presets: tuple[Preset, ...] = get_args(Preset)
+    for preset in presets:
+        if name == preset:
+            return preset
+    if name is None:
+        return None
+    near = get_close_matches(str(name).lower(), presets, n=1)
+    hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(presets)}"
+    raise ConfigError(f"there is no preset '{name}'; {hint}")
 
 
 SECTIONS: dict[str, type] = {
@@ -370,3 +409,6 @@ SECTIONS: dict[str, type] = {
     "model": ModelConfig,
     "training": TrainingConfig,
 }
+
+HOMES = {each.name: name for name, section in SECTIONS.items() for each in fields(section)}
+"""The section each setting belongs to."""

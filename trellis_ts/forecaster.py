@@ -41,6 +41,7 @@ if TYPE_CHECKING:
 
     from jaxtyping import Float
 
+    from trellis_ts.config import Preset
     from trellis_ts.scores import Evaluation
     from trellis_ts.training import TrainingObserver
 
@@ -74,12 +75,21 @@ class Forecaster:
         self._model = checkpoint.model.to(self.device).eval()
 
     @classmethod
-    def fit(cls, frame: Any, *, observer: TrainingObserver | None = None, **settings: Any) -> Forecaster:
+    def fit(
+        cls,
+        frame: Any,
+        *,
+        preset: Preset = "balanced",
+        observer: TrainingObserver | None = None,
+        **settings: Any,
+    ) -> Forecaster:
         """Trains a model on a frame, as ``trellis train`` does on a file.
 
         Args:
             frame: a table of pandas, polars, pyarrow or another library that narwhals knows, wide or long; it is not
                 changed. Its last rows are held out for validation, and for tests unless ``test_size=0``.
+            preset: how much effort: ``fast`` takes well under a minute on two CPU cores, ``balanced`` minutes,
+                ``accurate`` up to an hour. It chooses what ``settings`` leave open.
             observer: hears how training goes.
             settings: any setting of ``trellis train`` by its name: ``target``, ``prediction_length``, ``max_time``,
                 ``known_covariates``, ``loss``, ``device``, ...; what is not given is chosen from the data.
@@ -92,9 +102,10 @@ class Forecaster:
             DataError: the frame cannot be read or is too short, or can be understood in more than one way.
             TrellisError: training diverged.
         """
-        from trellis_ts.training import fit, prepare  # only here: a trained model needs no Lightning
+        from trellis_ts.preparation import prepare
+        from trellis_ts.training import fit  # only here: a trained model needs no Lightning
 
-        config = ExperimentConfig.of(**settings)
+        config = ExperimentConfig.of(preset=preset, **settings)
         data = config.data
         panel = panel_from_frame(
             frame,
@@ -112,7 +123,10 @@ class Forecaster:
         for note in panel.notes:
             _LOGGER.info("%s: %s", panel.source, note)
         with TemporaryDirectory(prefix="trellis-") as directory:
-            checkpoint, _ = fit(prepare(panel, config), Path(directory), observer=observer)
+            preparation = prepare(panel, config)
+            for reason in preparation.reasons:
+                _LOGGER.info("%s: %s", panel.source, reason)
+            checkpoint, _ = fit(preparation, Path(directory), observer=observer)
         return cls(checkpoint)
 
     @classmethod

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 import math
 import time
@@ -48,18 +49,25 @@ class ForecastModule(lightning.LightningModule):
         super().__init__()
         self.model = model
         self.config = config
+        self.average = copy.deepcopy(model).requires_grad_(False) if config.average_steps else None
+        """What is validated and kept where the weights are averaged."""
         self._start_seconds = time.monotonic()
 
     def on_fit_start(self) -> None:
         self._start_seconds = time.monotonic()
 
-    def _loss(self, batch: Batch) -> Tensor:
+    @property
+    def kept_model(self) -> ForecastModel | CausalModel:
+        """The model that is validated and kept: the average of the weights where there is one."""
+        return self.model if self.average is None else self.average
+
+    def _loss(self, model: ForecastModel | CausalModel, batch: Batch) -> Tensor:
         if batch.future is None or batch.future_observed is None:
             raise ValueError("a training window needs a future")
-        return forecast_loss(self.model(batch), batch.future, batch.future_observed, self.config.loss)
+        return forecast_loss(model(batch), batch.future, batch.future_observed, self.config.loss)
 
     def training_step(self, batch: Batch, batch_index: int) -> Tensor:
-        loss = self._loss(batch)
+        loss = self._loss(self.model, batch)
         self.log("train_loss", loss, on_step=False, on_epoch=True, batch_size=len(batch.context))
         return loss
 
@@ -68,7 +76,15 @@ class ForecastModule(lightning.LightningModule):
             raise ValueError("a validation window needs a future")
         # Weighted by what was observed, so that the mean over batches is the mean over values.
         weight = max(1, int(batch.future_observed.sum()))
-        self.log("validation_loss", self._loss(batch), on_epoch=True, batch_size=weight)
+        self.log("validation_loss", self._loss(self.kept_model, batch), on_epoch=True, batch_size=weight)
+
+    def on_train_batch_end(self, *_: Any) -> None:
+        if self.average is not None:
+            # Early on the average is over fewer steps, so that the first weights are forgotten soon.
+            share = 1 / min(self.config.average_steps, 1 + self.trainer.global_step / 2)
+            with torch.no_grad():
+                for mean, value in zip(self.average.parameters(), self.model.parameters(), strict=True):
+                    mean.lerp_(value, share)
 
     def time_fraction(self) -> float:
         """How much of the wall-clock limit is used up; 0 without a limit."""
@@ -76,7 +92,7 @@ class ForecastModule(lightning.LightningModule):
         return 0.0 if limit is None else (time.monotonic() - self._start_seconds) / limit
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        parameters = list(self.parameters())
+        parameters = list(self.model.parameters())
         optimizer = AdamW(
             [
                 {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": self.config.weight_decay},
@@ -93,29 +109,30 @@ class StreamModule(ForecastModule):
     """Trains a ``CausalModel`` on segments that follow one another, the state carried along without its gradients."""
 
     model: CausalModel
+    kept_model: CausalModel
 
     def __init__(self, model: CausalModel, config: TrainingConfig) -> None:
         super().__init__(model, config)
         self._state: CausalState | None = None
 
-    def _score(self, segment: Segment) -> tuple[Tensor, int]:
+    def _score(self, model: CausalModel, segment: Segment) -> tuple[Tensor, int]:
         """The loss of a segment's forecasts, and over how many values it is the mean."""
         if segment.future is None or segment.future_observed is None:
             raise ValueError("a training segment needs a future")
         if segment.is_first or self._state is None:
-            self._state = self.model.start(len(segment.values))
-        forecast, is_started, state = self.model(segment, self._state)
+            self._state = model.start(len(segment.values))
+        forecast, is_started, state = model(segment, self._state)
         self._state = state.detach()
         is_scored = segment.future_observed & is_started[:, None]
         return forecast_loss(forecast, segment.future, is_scored, self.config.loss), int(is_scored.sum())
 
     def training_step(self, batch: Segment, batch_index: int) -> Tensor:  # type: ignore[override]
-        loss, weight = self._score(batch)
+        loss, weight = self._score(self.model, batch)
         self.log("train_loss", loss, on_step=False, on_epoch=True, batch_size=max(1, weight))
         return loss
 
     def validation_step(self, batch: Segment, batch_index: int) -> None:  # type: ignore[override]
-        loss, weight = self._score(batch)
+        loss, weight = self._score(self.kept_model, batch)
         if weight:  # segments before the validation rows only bring the memory up to date
             self.log("validation_loss", loss, on_epoch=True, batch_size=weight)
 

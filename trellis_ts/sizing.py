@@ -11,7 +11,7 @@ from trellis_ts.datasets.long_horizon import find_benchmark
 from trellis_ts.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from trellis_ts.config import Cycle, WindowConfig
     from trellis_ts.datasets.covariates import CovariateScaler
@@ -32,24 +32,36 @@ def choose_prediction_length(panel: Panel, window: WindowConfig) -> int:
     return max(1, min(calendar.default_prediction_length(panel.freq), longest // 6))
 
 
-def choose_season_length(panel: Panel, window: WindowConfig) -> int:
-    """The configured season, else the benchmark's, else the customary one for the frequency."""
+def choose_season_length(panel: Panel, window: WindowConfig, seasons: Mapping[int, float] | None = None) -> int:
+    """The configured season, else the benchmark's, else the customary one for the frequency.
+
+    Where the customary one is not among the seasons found in the data but another is, the strongest of those.
+    """
     if window.season_length is not None:
         return window.season_length
     if panel.dataset is not None and (spec := find_benchmark(panel.dataset)) is not None:
         return spec.season_length
-    return calendar.season_length(panel.freq)
+    customary = calendar.season_length(panel.freq)
+    return customary if not seasons or customary in seasons else max(seasons, key=lambda length: seasons[length])
 
 
-def choose_shape(panel: Panel, window: WindowConfig, *, train_rows: int) -> WindowShape:
+def choose_shape(
+    panel: Panel, window: WindowConfig, *, train_rows: int, seasons: Mapping[int, float] | None = None
+) -> WindowShape:
     """All lengths of a model for this panel, whose longest series has ``train_rows`` training rows.
+
+    Args:
+        panel: the series.
+        window: what is named is kept.
+        train_rows: rows of the longest series to train on.
+        seasons: found in the data, with their strength (``trellis_ts.datasets.seasons``); None leaves the data unasked.
 
     Raises:
         ConfigError: a length that was asked for does not fit the training rows.
         DataError: the series are too short for a patch and a horizon.
     """
     prediction_length = choose_prediction_length(panel, window)
-    season_length = choose_season_length(panel, window)
+    season_length = choose_season_length(panel, window, seasons)
     room = train_rows - prediction_length
     if window.context_length is not None:
         context_length = window.context_length
@@ -60,11 +72,14 @@ def choose_shape(panel: Panel, window: WindowConfig, *, train_rows: int) -> Wind
             )
     else:
         is_sub_daily = panel.freq.lstrip("0123456789") in _SUB_DAILY_UNITS
-        seasons = _SEASONS_SUB_DAILY if is_sub_daily else _SEASONS_COARSER
-        wanted = min(max(seasons * season_length, 4 * prediction_length), _LONGEST_CHOSEN_CONTEXT)
+        num_seasons = _SEASONS_SUB_DAILY if is_sub_daily else _SEASONS_COARSER
+        wanted = max(num_seasons * season_length, 4 * prediction_length, *(2 * length for length in seasons or ()))
+        wanted = min(wanted, _LONGEST_CHOSEN_CONTEXT)
         # Half of the rows stay free to be predicted, so that a short series still gives many windows.
         context_length = max(1, min(wanted, room // 2))
     patch_length = window.patch_length or max(1, round(context_length / _CHOSEN_NUM_PATCHES))
+    if seasons and window.patch_length is None:
+        patch_length = _nearest_divisor(season_length, patch_length)
     if room < patch_length:
         raise DataError(
             f"{panel.source}: too short to train on: {train_rows} training rows do not hold a patch of {patch_length} "
@@ -80,6 +95,12 @@ def choose_shape(panel: Panel, window: WindowConfig, *, train_rows: int) -> Wind
         season_length=season_length,
         num_channels=panel.num_channels,
     )
+
+
+def _nearest_divisor(season_length: int, patch_length: int) -> int:
+    """The whole fraction of a season nearest to a patch length in ratio, so that seasons consist of whole patches."""
+    divisors = [length for length in range(1, season_length + 1) if season_length % length == 0]
+    return min(divisors, key=lambda length: max(length / patch_length, patch_length / length))
 
 
 def choose_cycles(panel: Panel, setting: bool | None, rows: Sequence[tuple[int, int]]) -> tuple[Cycle, ...]:
@@ -124,3 +145,13 @@ def explain_shape(shape: WindowShape, panel: Panel) -> str:
     if shape.covariates.cycles:
         text += f"; calendar of {', '.join(shape.covariates.cycles)}"
     return text
+
+
+def explain_seasons(shape: WindowShape, panel: Panel, seasons: Mapping[int, float] | None) -> tuple[str, ...]:
+    """What the data say about seasons, in one line."""
+    if seasons is None:
+        return ()
+    if not seasons:
+        return (f"no season stands out; {shape.season_length} steps of {panel.freq} is the customary one",)
+    found = " and ".join(f"{length} steps (autocorrelation {value:.2f})" for length, value in seasons.items())
+    return (f"found a season of {found}",)

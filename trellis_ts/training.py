@@ -1,46 +1,30 @@
-"""From a panel and a configuration to a trained model."""
+"""From what was prepared to a trained model."""
 
 from __future__ import annotations
 
 import csv
-import logging
 import math
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import lightning
-import numpy as np
 import torch
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from lightning.pytorch.loggers import TensorBoardLogger
 
-from trellis_ts.causal import CausalModel, check_streaming
+from trellis_ts.causal import CausalModel
 from trellis_ts.checkpoints import Checkpoint, DataRecord, SeriesRecord, build_model
 from trellis_ts.conformal import calibrate
-from trellis_ts.datasets import calendar
-from trellis_ts.datasets.long_horizon import borders, find_benchmark
-from trellis_ts.datasets.splits import Splits
-from trellis_ts.datasets.streams import SegmentDataset, SegmentShape
-from trellis_ts.datasets.windows import ScaledPanel, WindowDataset
 from trellis_ts.devices import resolve_device
-from trellis_ts.errors import CheckpointError, ConfigError, DataError, TrellisError
+from trellis_ts.errors import CheckpointError, ConfigError, TrellisError
 from trellis_ts.lightning import ForecastModule, SegmentDataModule, StreamModule, WindowDataModule, quiet_lightning
 from trellis_ts.passes import HistoryPass
-from trellis_ts.sizing import choose_cycles, choose_prediction_length, choose_shape, covariate_shape
 
 if TYPE_CHECKING:
-    from trellis_ts.config import ExperimentConfig, TrainingConfig, WindowShape
-    from trellis_ts.types import Panel
+    from trellis_ts.preparation import Preparation
 
-_LOGGER = logging.getLogger(__name__)
-# A panel of a user's own is sampled to epochs of at most this many windows, so that the first epoch ends soon.
-_CHOSEN_WINDOWS_PER_EPOCH = 16_384
-_CHOSEN_VALIDATION_WINDOWS = 2_048
-# A streaming model is trained through so many patches at a time, and so many segments in a row.
-_CHOSEN_SEGMENT_PATCHES = 16
-_CHOSEN_STREAM_SEGMENTS = 8
 
 StopReason = Literal["epochs", "patience", "time", "interrupted"]
 
@@ -102,119 +86,6 @@ class TrainingSummary:
     """Series too short to train on; they can still be forecast."""
 
 
-@dataclass(frozen=True, eq=False)
-class Preparation:
-    """Everything decided before the first step."""
-
-    splits: Splits
-    shape: WindowShape
-    config: ExperimentConfig
-    train: WindowDataset
-    validation: WindowDataset
-    left_out_series: int
-    segments: tuple[SegmentDataset, SegmentDataset] | None = None
-    """What a streaming model is trained and validated on, in the place of windows."""
-
-
-def make_splits(panel: Panel, config: ExperimentConfig, prediction_length: int) -> Splits:
-    """A benchmark's published borders, else the end of every series held out."""
-    if panel.dataset is not None and (spec := find_benchmark(panel.dataset)) is not None:
-        return Splits.fixed(panel, borders(spec, len(panel.series[0])))
-    return Splits.chronological(
-        panel,
-        validation_size=config.data.validation_size,
-        test_size=config.data.test_size,
-        prediction_length=prediction_length,
-    )
-
-
-def prepare(panel: Panel, config: ExperimentConfig) -> Preparation:
-    """Splits, sizes and windows, with the choices filled into the configuration.
-
-    Raises:
-        ConfigError: lengths that do not fit the data.
-        DataError: too little data.
-    """
-    splits = make_splits(panel, config, choose_prediction_length(panel, config.window))
-    if config.training.loss == "negative_binomial":
-        _check_counts(splits)
-    train_rows = max(each.train[1] - each.train[0] for each in splits.borders)
-    shape = choose_shape(panel, config.window, train_rows=train_rows)
-    if config.model.channel_mixing != "none" and shape.num_channels == 1:
-        raise ConfigError(
-            f"channel_mixing={config.model.channel_mixing} needs two columns or more to forecast, and {panel.source} "
-            "has one; leave it out, or give a wide table"
-        )
-    training = config.training
-    if panel.dataset is None:
-        training = replace(
-            training,
-            windows_per_epoch=training.windows_per_epoch or _CHOSEN_WINDOWS_PER_EPOCH,
-            validation_windows=training.validation_windows or _CHOSEN_VALIDATION_WINDOWS,
-        )
-    cycles = choose_cycles(panel, config.model.calendar_features, [each.train for each in splits.borders])
-    covariates = replace(splits.scaler.covariates, cycles=cycles)
-    splits = replace(splits, scaler=replace(splits.scaler, covariates=covariates))
-    shape = replace(shape, covariates=covariate_shape(covariates))
-    scaled = ScaledPanel(panel, splits.scaler, shape.season_length)
-    segments = None
-    if config.model.mode == "streaming":
-        check_streaming(config.model, shape)
-        segments = _segments(scaled, splits, shape, training)
-
-    def windows(split: Literal["train", "validation"], max_windows: int | None) -> WindowDataset:
-        return WindowDataset(
-            scaled,
-            [each.of(split) for each in splits.borders],
-            context_length=shape.context_length,
-            prediction_length=shape.prediction_length,
-            min_context=shape.patch_length,
-            max_windows=max_windows,
-        )
-
-    train, validation = windows("train", None), windows("validation", training.validation_windows)
-    for name, dataset in (("train", train), ("validation", validation)):
-        if len(dataset) == 0:
-            raise DataError(
-                f"{panel.source}: split '{name}' holds no window of {shape.patch_length} + {shape.prediction_length} "
-                "rows; lower --prediction-length or bring more rows"
-            )
-    needed = shape.patch_length + shape.prediction_length
-    return Preparation(
-        splits=splits,
-        shape=shape,
-        config=replace(config, training=training),
-        train=train,
-        validation=validation,
-        left_out_series=sum(each.train[1] - each.train[0] < needed for each in splits.borders),
-        segments=segments,
-    )
-
-
-def _segments(
-    scaled: ScaledPanel, splits: Splits, shape: WindowShape, training: TrainingConfig
-) -> tuple[SegmentDataset, SegmentDataset]:
-    """Training and validation rows as segments; a step of training makes about ``batch_size`` forecasts per channel."""
-    patch = shape.patch_length
-    num_tokens = max(1, round((training.segment_length or _CHOSEN_SEGMENT_PATCHES * patch) / patch))
-    steps = num_tokens * patch
-    lengths = SegmentShape(shape.context_length, shape.prediction_length, patch, num_tokens)
-    stream_segments = max(1, round((training.stream_length or _CHOSEN_STREAM_SEGMENTS * steps) / steps))
-
-    def segments(split: Literal["train", "validation"], max_forecasts: int | None, streams: int) -> SegmentDataset:
-        return SegmentDataset(
-            scaled,
-            [each.of(split) for each in splits.borders],
-            lengths,
-            stream_segments=stream_segments,
-            batch_streams=streams,
-            max_forecasts=max_forecasts,
-        )
-
-    streams = max(1, round(training.batch_size / num_tokens))
-    return segments("train", training.windows_per_epoch, streams), segments("validation", None, 4 * streams)
-
-
 def fit(
     preparation: Preparation,
     directory: Path,
@@ -271,6 +142,7 @@ def fit(
         raise TrellisError("training diverged: the validation loss is not a number; lower --learning-rate")
     best = torch.load(keep_best.best_model_path, map_location="cpu", weights_only=True)
     module.load_state_dict(best["state_dict"])
+    model = module.kept_model.requires_grad_(True)
     summary = TrainingSummary(
         stop_reason=reports.stop_reason or ("patience" if patience.stopped_epoch else "epochs"),
         num_epochs=reports.num_epochs,
@@ -286,24 +158,8 @@ def fit(
     model.to(device).eval()
     predict = HistoryPass(model, preparation.validation.panel, device) if isinstance(model, CausalModel) else model
     calibration = calibrate(predict, preparation.validation, device=device)
-    return Checkpoint(model.cpu(), preparation.config, _record(preparation), calibration), summary
-
-
-def _check_counts(splits: Splits) -> None:
-    """Refuses what the negative binomial distribution has no probability for, among the rows training reads."""
-    panel = splits.panel
-    for series, border in zip(panel.series, splits.borders, strict=True):
-        values = series.values[: border.validation[1]]
-        wrong = np.argwhere(~np.isnan(values) & ((values < 0) | (values != np.round(values))))
-        if len(wrong):
-            row, column = wrong[0]
-            name = panel.channels[column] + ("" if panel.is_wide else f"' of series '{series.name}")
-            stamp = calendar.format_times(series.time[[row]], panel.freq, panel.timezone)[0]
-            raise DataError(
-                f"{panel.source}: --loss negative_binomial takes counts, but column '{name}' holds "
-                f"{values[row, column]:g} at {stamp} (row {row + 1} of the series in time order); choose --loss "
-                "student_t or quantile, or round and clip the column"
-            )
+    checkpoint = Checkpoint(model.cpu(), preparation.config, _record(preparation), calibration, preparation.reasons)
+    return checkpoint, summary
 
 
 def _check_state(path: Path) -> None:

@@ -29,7 +29,11 @@ def log_of(model):
 
 def test_from_a_table_to_a_forecast(trellis, folder, wide, tiny):
     result = trellis("train", "wide.csv", *tiny)
-    first, epoch = result.err.splitlines()
+    first, *reasons, epoch = result.err.splitlines()
+    assert reasons == [
+        "found a season of 24 steps (autocorrelation 0.98)",
+        "balanced: at most 1 epoch of all 67 windows, 16 per step, learning rate 0.002, at most 5m",
+    ]
     assert first == (
         "wide.csv: 1 series, 2 channels, every h; the model reads 24 steps of h as 4 patches of 6, predicts 6; "
         "season of 24"
@@ -66,7 +70,7 @@ def test_json_and_quiet(trellis, wide, tiny):
     assert result.err == ""
     assert set(result.data) == {
         *("model", "stop_reason", "num_epochs", "best_epoch", "validation_loss", "seconds", "num_parameters"),
-        *("train_windows", "validation_windows", "left_out_series", "shape"),
+        *("train_windows", "validation_windows", "left_out_series", "shape", "reasons"),
     }
     assert (result.data["model"], result.data["stop_reason"], result.data["num_epochs"]) == ("m", "epochs", 1)
     assert trellis("train", "wide.csv", "-o", "n", "--quiet", *tiny).err == ""
@@ -217,7 +221,9 @@ def test_more_patience_after_it_ran_out(trellis, folder, wide, tiny, monkeypatch
     monkeypatch.setattr(
         trellis_ts.lightning.ForecastModule,
         "validation_step",
-        lambda self, batch, index: self.log("validation_loss", self._loss(batch) * 0 + next(losses), batch_size=1),
+        lambda self, batch, index: self.log(
+            "validation_loss", self._loss(self.kept_model, batch) * 0 + next(losses), batch_size=1
+        ),
     )
     options = (*tiny, "--max-epochs", "5", "--patience", "1")
     assert "no better validation loss" in trellis("train", "wide.csv", "-o", "m", *options).out

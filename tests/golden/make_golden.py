@@ -16,7 +16,8 @@ import pandas as pd
 from trellis_ts.config import DataConfig, ExperimentConfig, ModelConfig, TrainingConfig, WindowConfig
 from trellis_ts.datasets.readers import read_table
 from trellis_ts.forecaster import Forecaster
-from trellis_ts.training import fit, prepare
+from trellis_ts.preparation import prepare
+from trellis_ts.training import fit
 
 HERE = Path(__file__).parent
 CONFIG = ExperimentConfig(

@@ -15,7 +15,8 @@ from trellis_ts.conformal import Calibration
 from trellis_ts.errors import CheckpointError, ConfigError, DataError
 from trellis_ts.evaluation import evaluate
 from trellis_ts.forecaster import Forecaster
-from trellis_ts.training import fit, prepare
+from trellis_ts.preparation import prepare
+from trellis_ts.training import fit
 from trellis_ts.types import Columns, Panel, Series
 
 PHI, HORIZON = 0.8, 6

@@ -17,7 +17,8 @@ from trellis_ts.datasets.windows import ScaledPanel
 from trellis_ts.errors import DataError
 from trellis_ts.forecaster import Forecaster
 from trellis_ts.frames import sample_frame
-from trellis_ts.training import fit, prepare
+from trellis_ts.preparation import prepare
+from trellis_ts.training import fit
 
 ROWS, FUTURE, HORIZON, TEST = 150, 14, 6, 20
 LOSSES = ("quantile", "mae", "student_t", "negative_binomial")

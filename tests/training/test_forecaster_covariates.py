@@ -23,7 +23,8 @@ from trellis_ts.errors import CheckpointError, ConfigError, DataError
 from trellis_ts.evaluation import evaluate
 from trellis_ts.forecaster import Forecaster
 from trellis_ts.frames import forecast_frame
-from trellis_ts.training import fit, prepare
+from trellis_ts.preparation import prepare
+from trellis_ts.training import fit
 
 HORIZON, FUTURE = 5, 13
 

@@ -17,7 +17,8 @@ from trellis_ts.errors import CheckpointError, ConfigError, DataError, TrellisEr
 from trellis_ts.forecaster import Forecaster
 from trellis_ts.lightning import EpochSampler, learning_rate_factor
 from trellis_ts.losses import forecast_loss
-from trellis_ts.training import SilentObserver, fit, prepare
+from trellis_ts.preparation import prepare
+from trellis_ts.training import SilentObserver, fit
 
 CONFIG = ExperimentConfig(
     data=DataConfig(validation_size=20, test_size=20),
@@ -378,3 +379,19 @@ def test_the_learning_rate_warms_up_and_falls_to_zero():
     assert learning_rate_factor(500, 10_000, time_fraction=1.0) == pytest.approx(0.0)
     assert learning_rate_factor(0, 1) == 1.0
     assert learning_rate_factor(900, 100_000, time_fraction=0.5) == pytest.approx(0.5)
+
+
+def test_an_average_of_the_weights_is_kept_and_goes_on_after_a_resumption(panel, tmp_path):
+    config = change(average_steps=10)
+    plain, _ = fit(prepare(panel, CONFIG), tmp_path / "plain")
+    averaged, summary = fit(prepare(panel, config), tmp_path / "averaged")
+    assert not equal(plain, averaged)
+    state = torch.load(tmp_path / "averaged" / "last.ckpt", weights_only=True)["state_dict"]
+    assert any(not torch.equal(state["average." + name], state["model." + name]) for name in weights(plain))
+    # The averaged run's own weights took the same way as the plain run's.
+    last = torch.load(tmp_path / "plain" / "last.ckpt", weights_only=True)["state_dict"]
+    assert all(torch.equal(last["model." + name], state["model." + name]) for name in weights(plain))
+    fit(prepare(panel, config), tmp_path / "cut", observer=Listener(stop_epoch=2))
+    again, resumed = fit(prepare(panel, config), tmp_path / "cut", resume=True)
+    assert equal(again, averaged)
+    assert resumed.validation_loss == summary.validation_loss

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import yaml
 
-from trellis_ts.config import SECTIONS, ExperimentConfig
+from trellis_ts.config import SECTIONS, ExperimentConfig, Preset
 from trellis_ts.errors import ConfigError
+from trellis_ts.presets import PRESET_SETTINGS
 
 if TYPE_CHECKING:
     from jsonargparse import Namespace
@@ -28,7 +29,7 @@ def setting_types() -> dict[str, Any]:
         each.name: hint[each.name]
         for section, hint in zip(SECTIONS.values(), hints, strict=True)
         for each in fields(section)
-    }
+    } | {"preset": Preset | None}
 
 
 def inner_type(kind: Any) -> Any:
@@ -53,20 +54,22 @@ def spell_type(kind: Any) -> str:
 
 def flat_config(config: ExperimentConfig) -> dict[str, Any]:
     """A configuration as the flat keys of a configuration file."""
-    flat: dict[str, Any] = {}
+    flat: dict[str, Any] = {"preset": config.preset}
     for name in SECTIONS:
         section = getattr(config, name)
         flat |= {each.name: getattr(section, each.name) for each in fields(section)}
     return {key: list(value) if isinstance(value, tuple) else value for key, value in flat.items()}
 
 
+def is_open(config: ExperimentConfig, key: str) -> bool:
+    """Whether a setting still is to be chosen by the preset."""
+    return config.preset is not None and key in PRESET_SETTINGS and key not in config.named
+
+
 def experiment_config(values: Namespace) -> ExperimentConfig:
     """Parsed options as configuration objects, which check them further."""
-    sections = {}
-    for name, section in SECTIONS.items():
-        chosen = {each.name: values[each.name] for each in fields(section)}
-        sections[name] = section(**{key: tuple(v) if isinstance(v, list) else v for key, v in chosen.items()})
-    return ExperimentConfig(**sections)
+    names = [each.name for section in SECTIONS.values() for each in fields(section)]
+    return ExperimentConfig.of(**{name: values[name] for name in (*names, "preset") if values.get(name) is not None})
 
 
 def packaged_configs() -> list[str]:

@@ -50,6 +50,7 @@ def run(arguments: list[str]) -> None:
         "calendar": list(model.shape.covariates.cycles),
         "quantile_levels": list(model.quantile_levels),
         "calibration": _calibration_facts(checkpoint.calibration),
+        "reasons": list(checkpoint.reasons),
         "shape": asdict(model.shape),
         "settings": settings,
     }
@@ -86,6 +87,8 @@ def _shown(value: object) -> str:
             if bands
             else f"too few of {windows}"
         )
+    if isinstance(value, list) and any(" " in str(each) for each in value):
+        return "; ".join(map(str, value))
     if isinstance(value, list):
         return ", ".join(map(str, value)) or "none"
     if isinstance(value, bool):

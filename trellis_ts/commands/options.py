@@ -12,8 +12,9 @@ import docstring_parser
 from jsonargparse import ArgumentParser, DefaultHelpFormatter, Namespace
 
 from trellis_ts.commands.configuration import inner_type, is_list, packaged_configs, read_config, spell_type
-from trellis_ts.config import SECTIONS, DataConfig
+from trellis_ts.config import SECTIONS, DataConfig, Preset
 from trellis_ts.errors import ConfigError
+from trellis_ts.presets import PRESET_SETTINGS
 
 COLUMN_OPTIONS = ("time", "target", "id", "freq", "day_first")
 COVARIATE_OPTIONS = ("past_covariates", "known_covariates", "static", "categorical", "regularize")
@@ -34,7 +35,7 @@ class _HelpFormatter(DefaultHelpFormatter):
 
 def _spell_default(key: str, default: Any) -> str:
     if default is None:
-        return "no limit" if key == "max_time" else "from the data"
+        return "from the data"
     if isinstance(default, (list, tuple)):
         return " ".join(map(str, default)) or "none"
     return str(default).lower() if isinstance(default, bool) else str(default)
@@ -130,14 +131,29 @@ def add_config_options(parser: Parser) -> None:
         help="configuration file, or the name of one that comes with the package "
         f"({', '.join(packaged_configs())}); options override it",
     )
-    parser.add_argument("--print-config", action="store_true", help="print all settings as such a file, and stop")
+    parser.add_argument(
+        "--print-config",
+        action="store_true",
+        help="print the settings, but those to be chosen, as such a file, and stop",
+    )
     for section in SECTIONS.values():
         title, _, description = (section.__doc__ or "").partition(":")
         group = parser.add_argument_group(title.lower(), description.strip().removesuffix("."))
         for name, (kind, default, text) in _keys_of(section).items():
             if default is MISSING:
                 raise AssertionError(f"{section.__name__}.{name} has no default")
-            _add(group, name, kind, default, text)
+            _add(group, name, kind, None if name in PRESET_SETTINGS else default, text)
+
+
+def add_preset_option(parser: Parser) -> None:
+    """How much effort a model is worth."""
+    parser.add_argument(
+        "--preset",
+        type=str,
+        metavar="{" + ",".join(typing.get_args(Preset)) + "}",
+        help="how much effort: fast takes well under a minute on two CPU cores, balanced a few minutes, accurate up to "
+        "an hour; chooses the settings that are not given (default: balanced)",
+    )
 
 
 def add_column_options(parser: Parser) -> None:

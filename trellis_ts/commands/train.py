@@ -6,7 +6,7 @@ import hashlib
 import shutil
 import sys
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +15,7 @@ import yaml
 from trellis_ts.commands.configuration import (
     experiment_config,
     flat_config,
+    is_open,
     packaged_configs,
     packaged_path,
     read_config,
@@ -26,8 +27,10 @@ from trellis_ts.commands.options import (
     Parser,
     add_config_options,
     add_output_options,
+    add_preset_option,
 )
 from trellis_ts.commands.progress import TrainingProgress
+from trellis_ts.config import checked_preset
 from trellis_ts.errors import CheckpointError, ConfigError
 from trellis_ts.files import check_directory, reason_of
 
@@ -37,10 +40,11 @@ if TYPE_CHECKING:
     from jsonargparse import Namespace
 
     from trellis_ts.config import ExperimentConfig
-    from trellis_ts.training import Preparation, TrainingSummary
+    from trellis_ts.preparation import Preparation
+    from trellis_ts.training import TrainingSummary
     from trellis_ts.types import Panel
 
-_RUN_FILE, _DATA_FILE = "run.yaml", "data.sha256"
+_RUN_FILE, _DATA_FILE, _REASONS_FILE = "run.yaml", "data.sha256", "reasons.txt"
 # What a resumed run may change: how long and on what it runs, not what is computed.
 _MAY_CHANGE_ON_RESUME = {"max_time", "max_epochs", "patience", "device", "num_workers", "implementation"}
 _STOP_TEXT = {
@@ -55,16 +59,17 @@ def parser() -> Parser:
     """The command's options."""
     options = Parser(
         "train",
-        "DATA [-o MODEL] [--prediction-length N] [--max-time 2m] [--config FILE] ...",
+        "DATA [-o MODEL] [--preset fast] [--prediction-length N] [--max-time 2m] [--config FILE] ...",
         "Trains a model on DATA and saves the best epoch. DATA is a CSV or Parquet file with a column of dates and one "
         "column per channel, or with a column that names the series; or the name of a data set (`trellis datasets`). "
-        "Everything not given is chosen from the data.",
+        "Everything not given is chosen from the data and explained; data sets known by name have their own settings.",
     )
     # Optional for the parser alone, because --print-config goes without.
     options.add_argument("data", type=str, nargs="?", metavar="DATA", help="path of a table, or name of a data set")
     options.add_argument(
         "-o", "--output", type=str, metavar="MODEL", help="model directory to write (default: models/NAME)"
     )
+    add_preset_option(options)
     options.add_argument("--resume", action="store_true", help="go on with an unfinished run")
     options.add_argument("--overwrite", action="store_true", help="replace the model directory if there is one")
     add_output_options(options)
@@ -81,7 +86,8 @@ def run(arguments: list[str]) -> None:
     values = _parse(arguments)
     config = experiment_config(values)
     if values.print_config:
-        sys.stdout.write(yaml.safe_dump(flat_config(config), sort_keys=False, allow_unicode=True))
+        named = {key: value for key, value in flat_config(config).items() if not is_open(config, key)}
+        sys.stdout.write(yaml.safe_dump(named, sort_keys=False, allow_unicode=True))
         return
     output = _output(values)
     if values.resume:
@@ -98,18 +104,26 @@ def train(terminal: Terminal, data: str, output: Path, config: ExperimentConfig,
     from trellis_ts.checkpoints import TRAINING_FOLDER
     from trellis_ts.devices import resolve_device
     from trellis_ts.forecaster import Forecaster
+    from trellis_ts.preparation import prepare
     from trellis_ts.sizing import explain_shape
-    from trellis_ts.training import fit, prepare
+    from trellis_ts.training import fit
 
     resolve_device(config.training.device)
     preparation = prepare(panel, config)
+    config = preparation.config
+    reasons_file = output / TRAINING_FOLDER / _REASONS_FILE
+    if resume and reasons_file.is_file():
+        preparation = replace(preparation, reasons=tuple(reasons_file.read_text(encoding="utf-8").splitlines()))
     if preparation.left_out_series:
         terminal.note(f"note: {preparation.left_out_series} series too short to train on; they can still be forecast")
     terminal.note(
         f"{panel.source}: {len(panel.series)} series, {counted(panel.num_channels, 'channel')}, every {panel.freq}; "
         f"the model {explain_shape(preparation.shape, panel)}"
     )
+    for reason in () if resume else preparation.reasons:
+        terminal.note(reason)
     with _work_folder(output / TRAINING_FOLDER, config, panel, resume=resume) as work:
+        (work / _REASONS_FILE).write_text("".join(f"{each}\n" for each in preparation.reasons), encoding="utf-8")
         with TrainingProgress(terminal) as progress:
             checkpoint, summary = fit(preparation, work, observer=progress, resume=resume)
         try:
@@ -132,10 +146,12 @@ def _parse(arguments: list[str]) -> Namespace:
         if not run_file.is_file():
             raise ConfigError(f"nothing to resume: {run_file} does not exist; train without --resume")
         return options.parse_args(["--config", str(run_file), *arguments])
-    if values.config is None and values.data and not Path(values.data).is_file():
+    checked_preset(values.preset)
+    if values.preset is None and values.data and not Path(values.data).is_file():
         name = "demo" if values.data.lower() == "co2" else values.data.lower()
         if name in packaged_configs():
-            return options.parse_args(["--config", packaged_path(name), *arguments])
+            return values if values.config else options.parse_args(["--config", packaged_path(name), *arguments])
+    values.preset = values.preset or "balanced"
     return values
 
 
@@ -239,4 +255,9 @@ def _summary_text(output: Path, data: str, preparation: Preparation, summary: Tr
 
 
 def _summary_data(output: Path, preparation: Preparation, summary: TrainingSummary) -> dict[str, Any]:
-    return {"model": str(output), **asdict(summary), "shape": asdict(preparation.shape)}
+    return {
+        "model": str(output),
+        **asdict(summary),
+        "shape": asdict(preparation.shape),
+        "reasons": list(preparation.reasons),
+    }
