@@ -86,7 +86,7 @@ def test_the_forecaster_needs_no_training_or_plotting_libraries():
 
 def test_kernels_show_the_operator_only():
     assert kernels.__all__ == sorted(kernels.__all__)
-    assert kernels.__all__ == ["MemoryState", "implementations", "trellis_memory", "trellis_memory_step"]
+    assert kernels.__all__ == ["MemoryState", "implementations", "precompile", "trellis_memory", "trellis_memory_step"]
     assert all(hasattr(kernels, name) for name in kernels.__all__)
 
 

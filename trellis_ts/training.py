@@ -19,6 +19,7 @@ from trellis_ts.checkpoints import Checkpoint, DataRecord, SeriesRecord, build_m
 from trellis_ts.conformal import calibrate
 from trellis_ts.devices import resolve_device
 from trellis_ts.errors import CheckpointError, ConfigError, TrellisError
+from trellis_ts.kernels import precompile
 from trellis_ts.lightning import ForecastModule, SegmentDataModule, StreamModule, WindowDataModule, quiet_lightning
 from trellis_ts.passes import HistoryPass
 
@@ -107,6 +108,9 @@ def fit(
     last = directory / "last.ckpt"
     if resume:
         _check_state(last)
+    model_config = preparation.config.model
+    if "trellis" in (model_config.mixer, model_config.channel_mixing) and resolve_device(training.device) == "cpu":
+        precompile()  # on the first run on a machine, before the clock starts
     start = time.monotonic()
     with quiet_lightning(), torch.random.fork_rng():
         torch.manual_seed(training.seed)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Callable, Sequence
 from typing import Any, get_args
 
@@ -11,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from trellis_ts.errors import BackendError
-from trellis_ts.kernels.memory.cpu_run import run_backward, run_forward, run_step
+from trellis_ts.kernels.memory.cpu_run import HAS_NUMBA, run_backward, run_forward, run_step
 from trellis_ts.kernels.memory.types import (
     MemoryState,
     Options,
@@ -21,16 +20,13 @@ from trellis_ts.kernels.memory.types import (
     WriteActivation,
 )
 
-# Looked for, not imported: that takes a while, and is left to the first use.
-_HAS_NUMBA = importlib.util.find_spec("numba") is not None
-
 _WRITE_ACTIVATIONS = get_args(WriteActivation)
 _READ_ACTIVATIONS = get_args(ReadActivation)
 
 
 def why_not_cpu(problem: Problem | None) -> str | None:
     """Say why the compiled recurrence cannot run a problem, or this machine, or None if it can."""
-    if not _HAS_NUMBA:
+    if not HAS_NUMBA:
         return "Numba is not installed"
     if problem is None:
         return None

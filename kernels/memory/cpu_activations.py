@@ -14,9 +14,9 @@ from __future__ import annotations
 import math
 from typing import Any, NamedTuple
 
-from numba import njit
 from numba.extending import overload
 
+from trellis_ts.kernels.memory.cpu_functions import INLINE, function, inline
 from trellis_ts.kernels.memory.cpu_vectors import (
     WIDTH,
     add_exponent,
@@ -40,12 +40,6 @@ LOG2_E = math.log2(math.e)
 # Write and read activations, in the order of their Literals in types.py.
 IDENTITY, SILU, LN_SILU = range(3)
 READ_LN_SILU, READ_L2_SILU, READ_SOFTMAX = range(3)
-
-# Small parts disappear into their callers; the larger ones stay functions, or compiling would take a minute. That has
-# to be said: what is first called by a part that disappears would otherwise inherit it. Nothing here is for Python.
-_OPTIONS = {"error_model": "numpy", "no_cpython_wrapper": True, "no_cfunc_wrapper": True}
-inline = njit(forceinline=True, **_OPTIONS)
-function = njit(forceinline=False, **_OPTIONS)
 
 
 class Activations(NamedTuple):
@@ -83,7 +77,7 @@ def exponential(x):
     """Return exp of every lane to an ulp or two, with its limits at both infinities, and nan from nan."""
 
 
-@overload(exponential, jit_options={"forceinline": True, **_OPTIONS})
+@overload(exponential, jit_options=INLINE)
 def _exponential(x):
     # exp(x) = 2 ** n exp(r) with |r| <= log(2) / 2, and exp(r) by its Taylor series up to the last term that counts.
     # log(2) comes in two parts, the first so short that n times it is exact; adding and taking away magic rounds.
@@ -123,7 +117,7 @@ def sigmoid(z):
     """Return the logistic function of every lane to an ulp or two, and 0 below -87 in float32, where it is 1e-38."""
 
 
-@overload(sigmoid, jit_options={"forceinline": True, **_OPTIONS})
+@overload(sigmoid, jit_options=INLINE)
 def _sigmoid(z):
     # As exponential, for exp(-z), but kept where 2 ** n is a normal number, and by Estrin's scheme, whose sums wait
     # less for each other; 1 + exp(-z) forgives more than exp itself would.

@@ -5,8 +5,9 @@ A negative offset of a memory, or of a gradient of one, stands for zeros.
 
 from __future__ import annotations
 
-from trellis_ts.kernels.memory.cpu_activations import activations, function, inline, largest_over_rows, over_rows
+from trellis_ts.kernels.memory.cpu_activations import activations, largest_over_rows, over_rows
 from trellis_ts.kernels.memory.cpu_chunk_forward import decay_between, inner, read_chunk, run_reads, run_writes
+from trellis_ts.kernels.memory.cpu_functions import function, inline
 from trellis_ts.kernels.memory.cpu_layout import (
     CHUNK,
     DIM,

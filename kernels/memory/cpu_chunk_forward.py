@@ -5,7 +5,8 @@ A negative offset of a memory stands for a memory of zeros.
 
 from __future__ import annotations
 
-from trellis_ts.kernels.memory.cpu_activations import activations, function, inline, largest_over_rows, over_rows
+from trellis_ts.kernels.memory.cpu_activations import activations, largest_over_rows, over_rows
+from trellis_ts.kernels.memory.cpu_functions import function, inline
 from trellis_ts.kernels.memory.cpu_layout import CHUNK, DIM, LANES, NUM_SLOTS, READ, WRITE
 from trellis_ts.kernels.memory.cpu_products import (
     add_outer_products,

@@ -10,9 +10,9 @@ from __future__ import annotations
 
 from numba import njit, types
 
-from trellis_ts.kernels.memory.cpu_activations import function, inline
 from trellis_ts.kernels.memory.cpu_chunk_backward import backward_chunk
 from trellis_ts.kernels.memory.cpu_chunk_forward import output_chunk, read_chunk, run_reads, run_writes, write_chunk
+from trellis_ts.kernels.memory.cpu_functions import function, inline
 from trellis_ts.kernels.memory.cpu_layout import (
     CHUNK,
     DIM,
@@ -41,17 +41,25 @@ from trellis_ts.kernels.memory.cpu_vectors import WIDTH, load_one, pointer
 
 # Numba finds its cache by this file's text alone. So that a change in the files it imports counts as well, here is a
 # digest of theirs; a test says what it has to be.
-IMPORTED = "78d97e81d87069da"
+IMPORTED = "096a2cd5bf2efa1a"
 
 _make_layout, _num_chunks = inline(make_layout), inline(num_chunks)
 
 
-def build(scalar, *, cache=True):
-    """Compile both passes for ``numba.float32`` or ``numba.float64``, or find them in Numba's cache."""
+def build_forward(scalar, *, cache=True):
+    """Compile for ``numba.float32`` or ``numba.float64``, or find it in Numba's cache."""
+    return _build(forward_rows, scalar, cache)
+
+
+def build_backward(scalar, *, cache=True):
+    """As ``build_forward``."""
+    return _build(backward_rows, scalar, cache)
+
+
+def _build(kernel, scalar, cache):
     numbers, integers, matrix = types.Array(scalar, 1, "C"), types.Array(types.int64, 1, "C"), types.int64[:, ::1]
     signature = types.void(integers, integers, matrix, integers, scalar, numbers, types.int64, types.int64)
-    options = {"cache": cache, "nogil": True, "error_model": "numpy"}
-    return njit(signature, **options)(forward_rows), njit(signature, **options)(backward_rows)
+    return njit(signature, cache=cache, nogil=True, error_model="numpy")(kernel)
 
 
 def forward_rows(sizes, addresses, strides, places, epsilon, scratch, first_row, last_row):

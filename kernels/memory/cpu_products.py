@@ -5,7 +5,7 @@ Nearly all the time of the CPU kernels over sequences is spent here.
 
 from __future__ import annotations
 
-from trellis_ts.kernels.memory.cpu_activations import function, inline
+from trellis_ts.kernels.memory.cpu_functions import function, inline
 from trellis_ts.kernels.memory.cpu_layout import CHUNK, NONE
 from trellis_ts.kernels.memory.cpu_vectors import WIDTH, load, multiply_add, store, zero
 

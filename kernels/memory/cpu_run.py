@@ -15,15 +15,22 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from enum import Enum
 from functools import cache, lru_cache
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from trellis_ts.kernels.memory.types import STATE_DTYPES
+
 logger = logging.getLogger(__name__)
+
+# Looked for, not imported: that takes a while, and is left to the first use.
+HAS_NUMBA = find_spec("numba") is not None
 
 Kernel = Callable[..., None]
 Work = Callable[[int, int], None]
@@ -52,18 +59,20 @@ def run_forward(
     epsilon: float,
 ) -> None:
     """Compute a sequence's output and final states into the tensors given; these may be the initial ones."""
-    kernels = sequence_kernels(output.dtype)
+    kernel = _kernel(KernelName.FORWARD, output.dtype)
+    from trellis_ts.kernels.memory import cpu_layout
+
     num_tokens, num_heads, num_slots, dim = sizes = _sizes(tokens)
     inputs, strides = _strided([*tokens, output, *states])
     _run_sequences(
-        kernels.forward,
+        kernel,
         sizes=(*sizes, *activations, True, 1, False),
         tensors=(*inputs, *final_states),
         strides=strides,
         epsilon=epsilon,
         num_rows=len(output) * num_heads,
         work_per_row=14 * num_tokens * num_slots * dim,
-        scratch_size=kernels.forward_scratch_size(num_slots, dim),
+        scratch_size=cpu_layout.forward_scratch_size(num_slots, dim),
     )
 
 
@@ -79,20 +88,22 @@ def run_backward(
     epsilon: float,
 ) -> None:
     """Compute all gradients into the tensors given; those of the states only if these are not empty."""
-    kernels = sequence_kernels(output_gradient.dtype)
+    kernel = _kernel(KernelName.BACKWARD, output_gradient.dtype)
+    from trellis_ts.kernels.memory import cpu_layout
+
     num_tokens, num_heads, num_slots, dim = sizes = _sizes(tokens)
-    chunk_bytes = kernels.chunk_size(num_slots, dim) * output_gradient.itemsize
-    segment = segment_length(kernels.num_chunks(num_tokens), chunk_bytes)
+    chunk_bytes = cpu_layout.chunk_size(num_slots, dim) * output_gradient.itemsize
+    segment = segment_length(cpu_layout.num_chunks(num_tokens), chunk_bytes)
     inputs, strides = _strided([*tokens, output_gradient, *states, *final_gradients])
     _run_sequences(
-        kernels.backward,
+        kernel,
         sizes=(*sizes, *activations, second_order, segment, state_gradients[0].numel() > 0),
         tensors=(*inputs, *token_gradients, *state_gradients),
         strides=strides,
         epsilon=epsilon,
         num_rows=len(output_gradient) * num_heads,
         work_per_row=56 * num_tokens * num_slots * dim,
-        scratch_size=kernels.backward_scratch_size(num_slots, dim, num_tokens, segment),
+        scratch_size=cpu_layout.backward_scratch_size(num_slots, dim, num_tokens, segment),
     )
 
 
@@ -101,11 +112,13 @@ def run_step(
 ) -> None:
     """Compute one token: contiguous inputs, initial states, output and final states, in this order."""
     dtype = tensors[0].dtype
-    kernel, num_fields = step_kernel(dtype)
+    kernel = _kernel(KernelName.STEP, dtype)
+    from trellis_ts.kernels.memory.cpu_step import NUM_FIELDS
+
     problem = np.array([num_slots, dim, *activations, *[tensor.data_ptr() for tensor in tensors]], dtype=np.int64)
 
     def work(first: int, last: int) -> None:
-        scratch = np.empty(num_fields * num_slots, dtype=_NUMPY_DTYPES[dtype])
+        scratch = np.empty(NUM_FIELDS * num_slots, dtype=_NUMPY_DTYPES[dtype])
         kernel(problem, epsilon, scratch, first, last)
 
     _over_rows(lambda: nullcontext(work), num_rows=num_rows, work_per_row=14 * num_slots * dim, rows_at_once=1)
@@ -114,51 +127,52 @@ def run_step(
 _NUMPY_DTYPES = {torch.float32: np.float32, torch.float64: np.float64}
 
 
-class SequenceKernels(NamedTuple):
-    """The compiled kernels over sequences, and what their scratch takes."""
+class KernelName(Enum):
+    """What is compiled by itself, and how long that takes."""
 
-    forward: Kernel
-    backward: Kernel
-    forward_scratch_size: Callable[[int, int], int]
-    backward_scratch_size: Callable[[int, int, int, int], int]
-    chunk_size: Callable[[int, int], int]
-    num_chunks: Callable[[int], int]
-    num_places: int
+    FORWARD = "ten seconds"
+    BACKWARD = "fifteen seconds"
+    STEP = "some seconds"
 
 
+_kernels: dict[tuple[KernelName, torch.dtype], Kernel] = {}
 _building = threading.Lock()
 
 
-def sequence_kernels(dtype: torch.dtype) -> SequenceKernels:
-    """Return the kernels for a dtype, compiling them first if Numba's cache does not have them."""
-    with _building:  # two threads would otherwise compile the same
-        return _build_sequence_kernels(dtype)
+def precompile(dtype: torch.dtype = torch.float32, *, backward: bool = True) -> None:
+    """Compile ahead what ``implementation="cpu"`` needs for sequences, which the first call does otherwise.
+
+    That takes a quarter of a minute, once per machine, or as long as finding it in Numba's cache; nothing is done where
+    Numba is not installed.
+
+    Args:
+        dtype: of the inputs; bfloat16 and float16 are computed in float32.
+        backward: whether gradients will be wanted; without them it takes half as long.
+    """
+    if HAS_NUMBA:
+        _kernel(KernelName.FORWARD, STATE_DTYPES[dtype])
+        if backward:
+            _kernel(KernelName.BACKWARD, STATE_DTYPES[dtype])
 
 
-@cache
-def step_kernel(dtype: torch.dtype) -> tuple[Kernel, int]:
-    """Return the kernel for one token, and how many vectors over slots its scratch takes."""
-    with _building, _notice("some seconds"):
-        from trellis_ts.kernels.memory import cpu_step
-
-        return _with_or_without_cache(cpu_step.build, dtype), cpu_step.NUM_FIELDS
+def _kernel(name: KernelName, dtype: torch.dtype) -> Kernel:
+    """Return a kernel, compiling it first if Numba's cache does not have it."""
+    found = _kernels.get((name, dtype))
+    return _build(name, dtype) if found is None else found
 
 
-@cache
-def _build_sequence_kernels(dtype: torch.dtype) -> SequenceKernels:
-    with _notice("about half a minute"):
-        from trellis_ts.kernels.memory import cpu_kernel, cpu_layout
+def _build(name: KernelName, dtype: torch.dtype) -> Kernel:
+    with _building, _notice(name.value):  # two threads would otherwise compile the same
+        if (name, dtype) not in _kernels:
+            from trellis_ts.kernels.memory import cpu_kernel, cpu_step
 
-        forward, backward = _with_or_without_cache(cpu_kernel.build, dtype)
-    return SequenceKernels(
-        forward,
-        backward,
-        cpu_layout.forward_scratch_size,
-        cpu_layout.backward_scratch_size,
-        cpu_layout.chunk_size,
-        cpu_layout.num_chunks,
-        cpu_layout.NUM_PLACES,
-    )
+            build = {
+                KernelName.FORWARD: cpu_kernel.build_forward,
+                KernelName.BACKWARD: cpu_kernel.build_backward,
+                KernelName.STEP: cpu_step.build,
+            }[name]
+            _kernels[name, dtype] = _with_or_without_cache(build, dtype)
+    return _kernels[name, dtype]
 
 
 @contextmanager
@@ -219,7 +233,8 @@ def _run_sequences(
     scratch_size: int,
 ) -> None:
     dtype = tensors[0].dtype
-    num_places = sequence_kernels(dtype).num_places
+    from trellis_ts.kernels.memory.cpu_layout import NUM_PLACES
+
     integers = np.array(sizes, dtype=np.int64)
     addresses = np.array([tensor.data_ptr() for tensor in tensors], dtype=np.int64)
     table = np.zeros((_NUM_STRIDED, 4), dtype=np.int64)
@@ -227,7 +242,7 @@ def _run_sequences(
 
     @contextmanager
     def worker() -> Iterator[Work]:
-        places = np.empty(num_places, dtype=np.int64)
+        places = np.empty(NUM_PLACES, dtype=np.int64)
         with _scratch(scratch_size, dtype) as scratch:
             yield lambda first, last: kernel(integers, addresses, table, places, epsilon, scratch, first, last)
 

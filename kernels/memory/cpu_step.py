@@ -11,11 +11,10 @@ from numba import njit, types
 from trellis_ts.kernels.memory.cpu_activations import (
     activations,
     exponential,
-    function,
-    inline,
     largest_over_lanes,
     over_lanes,
 )
+from trellis_ts.kernels.memory.cpu_functions import function, inline
 from trellis_ts.kernels.memory.cpu_vectors import (
     WIDTH,
     load,
@@ -30,7 +29,7 @@ from trellis_ts.kernels.memory.cpu_vectors import (
 )
 
 # As in cpu_kernel.py: a digest of the files imported here, because Numba's cache does not look at them.
-IMPORTED = "6e777dc371a73ff6"
+IMPORTED = "e266bb73cfd3cda0"
 
 # A problem: its numbers, and the addresses of its tensors, all contiguous; cpu_run.py writes it.
 NUM_SLOTS, DIM, WRITE, READ = range(4)

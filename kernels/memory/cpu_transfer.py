@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from trellis_ts.kernels.memory.cpu_activations import exponential, function, inline
+from trellis_ts.kernels.memory.cpu_activations import exponential
+from trellis_ts.kernels.memory.cpu_functions import function, inline
 from trellis_ts.kernels.memory.cpu_layout import (
     CHUNK,
     DIM,

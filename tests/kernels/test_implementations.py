@@ -22,7 +22,7 @@ import torch
 
 from trellis_ts.errors import BackendError, ConfigError
 from trellis_ts.kernels import MemoryState, implementations, trellis_memory, trellis_memory_step
-from trellis_ts.kernels.memory import cpu_run
+from trellis_ts.kernels.memory import cpu_layout, cpu_run
 
 # Those that compute the exact recurrence of every activation on this machine.
 FAST = [name for name in ("cpu",) if implementations()[name] is None]
@@ -448,15 +448,23 @@ def test_nothing_in_scratch_is_read_before_it_is_written(compare, monkeypatch):
 
 
 def test_the_scratch_of_a_thread_grows_with_the_root_of_the_length():
-    kernel = cpu_run.sequence_kernels(torch.float32)
     for time in (42, 512, 16_384):
-        segment = cpu_run.segment_length(kernel.num_chunks(time), 4 * kernel.chunk_size(32, 32))
-        assert 4 * kernel.backward_scratch_size(32, 32, time, segment) < 10 * 2**20
+        segment = cpu_run.segment_length(cpu_layout.num_chunks(time), 4 * cpu_layout.chunk_size(32, 32))
+        assert 4 * cpu_layout.backward_scratch_size(32, 32, time, segment) < 10 * 2**20
 
 
 KERNEL_PARTS = {
-    "cpu_kernel": ["activations", "chunk_backward", "chunk_forward", "layout", "products", "transfer", "vectors"],
-    "cpu_step": ["activations", "vectors"],
+    "cpu_kernel": [
+        "activations",
+        "chunk_backward",
+        "chunk_forward",
+        "functions",
+        "layout",
+        "products",
+        "transfer",
+        "vectors",
+    ],
+    "cpu_step": ["activations", "functions", "vectors"],
 }
 
 
