@@ -14,13 +14,14 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
+from torch import Tensor
 
 from trellis_ts.errors import BackendError
 from trellis_ts.kernels.memory import launch
 from trellis_ts.kernels.memory.chunked import chunked, why_not_chunked
-from trellis_ts.kernels.memory.cpu import cpu, cpu_step, why_not_cpu
+from trellis_ts.kernels.memory.cpu import cpu, plan_cpu_step, why_not_cpu
 from trellis_ts.kernels.memory.reference import reference
-from trellis_ts.kernels.memory.types import Problem, Run, RunStep
+from trellis_ts.kernels.memory.types import MemoryState, Problem, Run, RunStep, Tokens
 
 logger = logging.getLogger(__name__)
 
@@ -37,18 +38,28 @@ class Entry:
 
     Asked with None for the problem: why this machine cannot run it at all.
     """
-    step: RunStep | None = None
-    """One token without gradients, if there is a shorter way to it than ``run``."""
+    plan_step: Callable[[Problem], RunStep] | None = None
+    """What runs one token of a problem without gradients, if there is a shorter way to it than ``run``.
+
+    It is kept for all further tokens of the same shapes, so whatever does not change from one to the next belongs here.
+    """
 
 
 def _why_not_reference(problem: Problem | None) -> None:
     """Give no reason: the definition runs everywhere, whatever the problem."""
 
 
+def _plan_triton_step(problem: Problem) -> RunStep:
+    def step(tokens: Tokens, state: MemoryState, inplace: bool) -> tuple[Tensor, MemoryState]:
+        return launch.step(tokens, state, problem.options, inplace)
+
+    return step
+
+
 # In the order ``auto`` prefers them. The reference runs everything and comes last.
 IMPLEMENTATIONS: dict[str, Entry] = {
-    "triton": Entry(run=launch.run, why_not=launch.why_not, step=launch.step),
-    "cpu": Entry(run=cpu, why_not=why_not_cpu, step=cpu_step),
+    "triton": Entry(run=launch.run, why_not=launch.why_not, plan_step=_plan_triton_step),
+    "cpu": Entry(run=cpu, why_not=why_not_cpu, plan_step=plan_cpu_step),
     "chunked": Entry(run=chunked, why_not=why_not_chunked),
     "reference": Entry(run=reference, why_not=_why_not_reference),
 }

@@ -10,12 +10,14 @@ from jaxtyping import Float
 from torch import Tensor
 
 from trellis_ts.errors import BackendError
-from trellis_ts.kernels.memory.cpu_run import HAS_NUMBA, run_backward, run_forward, run_step
+from trellis_ts.kernels.memory.cpu_run import HAS_NUMBA, plan_step, run_backward, run_forward
 from trellis_ts.kernels.memory.types import (
+    STATE_DTYPES,
     MemoryState,
     Options,
     Problem,
     ReadActivation,
+    RunStep,
     Tokens,
     WriteActivation,
 )
@@ -74,25 +76,33 @@ def cpu_in_place(tokens: Tokens, state: MemoryState, options: Options) -> Float[
     return output.to(tokens.query.dtype)
 
 
-def cpu_step(
-    tokens: Tokens, state: MemoryState, options: Options, inplace: bool
-) -> tuple[Float[Tensor, "batch head dim"], MemoryState]:
-    """Compute one token, given without a time axis, by the shortest way there is; without gradients."""
-    batch, num_heads, num_slots, dim = state[0].shape
-    dtype = state[0].dtype
-    fits = num_slots % 8 == 0 and dim % 8 == 0 and tokens.query.dtype == dtype
-    if not (fits and state[0].is_contiguous() and state[1].is_contiguous()):
+def plan_cpu_step(problem: Problem) -> RunStep:
+    """Return what computes one token of a problem by the shortest way there is; without gradients."""
+    options = problem.options
+
+    def step_as_sequence(tokens: Tokens, state: MemoryState, inplace: bool) -> tuple[Tensor, MemoryState]:
         sequence = Tokens(*(tensor.unsqueeze(1) for tensor in tokens))
         if inplace:
             return cpu_in_place(sequence, state, options).squeeze(1), state
         output, state = cpu(sequence, state, options)
         return output.squeeze(1), state
-    output = torch.empty(batch, num_heads, dim, dtype=dtype)
-    final = state if inplace else MemoryState(*_empty_states(state[0]))
-    ready = [tensor if tensor.is_contiguous() else tensor.contiguous() for tensor in tokens]
-    tensors = (*ready, *state, output, *final)
-    run_step(tensors, batch * num_heads, num_slots, dim, _activation_numbers(options), options.write_epsilon)
-    return output, final
+
+    if problem.num_slots % 8 or problem.head_dim % 8 or STATE_DTYPES[problem.dtype] != problem.dtype:
+        return step_as_sequence
+    run = plan_step(problem, _activation_numbers(options))
+    is_contiguous, empty_like = Tensor.is_contiguous, torch.empty_like
+
+    def step(tokens: Tokens, state: MemoryState, inplace: bool) -> tuple[Tensor, MemoryState]:
+        if not all(map(is_contiguous, state)):
+            return step_as_sequence(tokens, state, inplace)
+        if not all(map(is_contiguous, tokens)):
+            tokens = Tokens(*(tensor.contiguous() for tensor in tokens))
+        output = empty_like(tokens[0])
+        final = state if inplace else MemoryState(empty_like(state[0]), empty_like(state[1]))
+        run((*tokens, *state, output, *final))
+        return output, final
+
+    return step
 
 
 def _activation_numbers(options: Options) -> tuple[int, int]:

@@ -6,10 +6,12 @@ Numba is imported, and anything compiled, only when the first call runs.
 from __future__ import annotations
 
 import ctypes
+import functools
 import itertools
 import logging
 import math
 import os
+import struct
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -25,7 +27,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from trellis_ts.kernels.memory.types import STATE_DTYPES
+from trellis_ts.kernels.memory.types import STATE_DTYPES, Problem
 
 logger = logging.getLogger(__name__)
 
@@ -107,21 +109,40 @@ def run_backward(
     )
 
 
-def run_step(
-    tensors: Sequence[Tensor], num_rows: int, num_slots: int, dim: int, activations: tuple[int, int], epsilon: float
-) -> None:
-    """Compute one token: contiguous inputs, initial states, output and final states, in this order."""
-    dtype = tensors[0].dtype
-    kernel = _kernel(KernelName.STEP, dtype)
-    from trellis_ts.kernels.memory.cpu_step import NUM_FIELDS
+def plan_step(problem: Problem, activations: tuple[int, int]) -> Callable[[Sequence[Tensor]], None]:
+    """Return what computes one token of a problem, given contiguous inputs, states before, output and states after.
 
-    problem = np.array([num_slots, dim, *activations, *[tensor.data_ptr() for tensor in tensors]], dtype=np.int64)
+    A step of one row takes its kernel a few microseconds, so everything else is done here, once.
+    """
+    kernel = _kernel(KernelName.STEP, problem.dtype)
+    from trellis_ts.kernels.memory.cpu_step import NUM_ENTRIES, NUM_FIELDS
 
-    def work(first: int, last: int) -> None:
-        scratch = np.empty(NUM_FIELDS * num_slots, dtype=_NUMPY_DTYPES[dtype])
-        kernel(problem, epsilon, scratch, first, last)
+    num_rows, num_slots, dim = problem.num_rows, problem.num_slots, problem.head_dim
+    (epsilon_bits,) = struct.unpack("q", struct.pack("d", problem.options.write_epsilon))
+    numbers = (num_slots, dim, *activations, epsilon_bits)
+    pack = struct.Struct(f"{NUM_ENTRIES}q").pack
+    work_per_row = 14 * num_slots * dim
+    is_small = num_rows * work_per_row < 2 * _LEAST_WORK_PER_THREAD
+    free: list[tuple[int, Any]] = []  # scratch, address first
 
-    _over_rows(lambda: nullcontext(work), num_rows=num_rows, work_per_row=14 * num_slots * dim, rows_at_once=1)
+    def work(addresses: tuple[int, ...], first: int, last: int) -> None:
+        if free:
+            scratch = free.pop()
+        else:
+            memory = ctypes.create_string_buffer(NUM_FIELDS * num_slots * problem.dtype.itemsize)
+            scratch = ctypes.addressof(memory), memory
+        kernel(pack(*numbers, scratch[0], first, last, *addresses))
+        free.append(scratch)
+
+    def run(tensors: Sequence[Tensor]) -> None:
+        addresses = tuple(map(Tensor.data_ptr, tensors))
+        if is_small:
+            work(addresses, 0, num_rows)
+            return
+        worker = nullcontext(functools.partial(work, addresses))
+        _over_rows(lambda: worker, num_rows=num_rows, work_per_row=work_per_row, rows_at_once=1)
+
+    return run
 
 
 _NUMPY_DTYPES = {torch.float32: np.float32, torch.float64: np.float64}

@@ -6,7 +6,9 @@ eight neighbouring features or eight slots, whose numbers must therefore be mult
 
 from __future__ import annotations
 
-from numba import njit, types
+import ctypes
+
+from numba import cfunc, types
 
 from trellis_ts.kernels.memory.cpu_activations import (
     activations,
@@ -17,10 +19,11 @@ from trellis_ts.kernels.memory.cpu_activations import (
 from trellis_ts.kernels.memory.cpu_functions import function, inline
 from trellis_ts.kernels.memory.cpu_vectors import (
     WIDTH,
+    as_integers,
     load,
+    load_double,
     load_one,
     multiply_add,
-    pointer,
     pointer_to,
     repeat,
     store,
@@ -29,11 +32,13 @@ from trellis_ts.kernels.memory.cpu_vectors import (
 )
 
 # As in cpu_kernel.py: a digest of the files imported here, because Numba's cache does not look at them.
-IMPORTED = "e266bb73cfd3cda0"
+IMPORTED = "80daa11176b99b2b"
 
-# A problem: its numbers, and the addresses of its tensors, all contiguous; cpu_run.py writes it.
-NUM_SLOTS, DIM, WRITE, READ = range(4)
-QUERY, KEY, VALUE, TARGET, LOG_FORGET, STEP, KEY_STATE, VALUE_STATE, OUTPUT, KEY_FINAL, VALUE_FINAL = range(4, 15)
+# A problem: sizes, choices, the bits of epsilon as float64, where scratch lies, from which row to which, and the
+# addresses of its tensors, all contiguous; cpu_run.py writes it.
+NUM_SLOTS, DIM, WRITE, READ, EPSILON, SCRATCH, FIRST_ROW, LAST_ROW = range(8)
+QUERY, KEY, VALUE, TARGET, LOG_FORGET, STEP, KEY_STATE, VALUE_STATE, OUTPUT, KEY_FINAL, VALUE_FINAL = range(8, 19)
+NUM_ENTRIES = 19
 # Vectors over slots in scratch: z, or what was read; its sigmoid; u; the target; r; and work.
 Z, GATE, U, GOAL, R, WORK = range(6)
 NUM_FIELDS = 6
@@ -44,9 +49,10 @@ write_gradient, read = _ACTIVATIONS.write_gradient, _ACTIVATIONS.read
 
 def build(scalar, *, cache=True):
     """Compile for ``numba.float32`` or ``numba.float64``, or find it in Numba's cache."""
-    numbers, integers = types.Array(scalar, 1, "C"), types.Array(types.int64, 1, "C")
-    signature = types.void(integers, scalar, numbers, types.int64, types.int64)
-    return njit(signature, cache=cache, nogil=True, error_model="numpy")(step_rows)
+    compiled = cfunc(types.void(types.CPointer(scalar)), cache=cache, error_model="numpy")(step_rows)
+    kernel = ctypes.CFUNCTYPE(None, ctypes.c_char_p)(compiled.address)
+    kernel.compiled = compiled  # the code is in its memory
+    return kernel
 
 
 @inline
@@ -89,8 +95,10 @@ def write(scratch, memory, final, at, w, w_at, target, target_at, forget, step, 
             store(final, row + d, s)
 
 
-def step_rows(problem, epsilon, scratch, first_row, last_row):
-    problem, scratch = pointer(problem), pointer(scratch)
+def step_rows(data):
+    """Compute one token of some rows; ``data`` is the address of a problem, whose type says that of the numbers."""
+    problem = as_integers(data)
+    scratch, epsilon = tensor_at(data, problem, SCRATCH), load_double(problem, EPSILON)
     num_slots, dim = load_one(problem, NUM_SLOTS), load_one(problem, DIM)
     query, output = tensor_at(scratch, problem, QUERY), tensor_at(scratch, problem, OUTPUT)
     key, value = tensor_at(scratch, problem, KEY), tensor_at(scratch, problem, VALUE)
@@ -99,7 +107,7 @@ def step_rows(problem, epsilon, scratch, first_row, last_row):
     key_state, key_final = tensor_at(scratch, problem, KEY_STATE), tensor_at(scratch, problem, KEY_FINAL)
     value_state, value_final = tensor_at(scratch, problem, VALUE_STATE), tensor_at(scratch, problem, VALUE_FINAL)
     yhat, gate, r = Z * num_slots, GATE * num_slots, R * num_slots
-    for row in range(first_row, last_row):
+    for row in range(load_one(problem, FIRST_ROW), load_one(problem, LAST_ROW)):
         at, features, slots = row * num_slots * dim, row * dim, row * num_slots
         forget = exponential(repeat(load_one(log_forget, row)))
         step = repeat(load_one(step_size, row))

@@ -128,6 +128,28 @@ def pointer_to(typing_context, array, address):
     return result(array, types.int64), lower
 
 
+@intrinsic
+def as_integers(typing_context, array):
+    """Return a pointer as one to 64-bit integers at the same place."""
+    result = types.CPointer(types.int64)
+
+    def lower(context, builder, signature, values):
+        return builder.bitcast(values[0], context.get_value_type(result))
+
+    return result(array), lower
+
+
+@intrinsic
+def load_double(typing_context, integers, index):
+    """Return the number whose bits ``integers[index]`` holds."""
+
+    def lower(context, builder, signature, values):
+        bits = builder.load(builder.gep(values[0], [values[1]]))
+        return builder.bitcast(bits, ir.DoubleType())
+
+    return types.float64(integers, types.int64), lower
+
+
 def _alignment(scalar):
     return scalar.bitwidth // 8
 

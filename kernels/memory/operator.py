@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from operator import attrgetter
 from typing import Any
 
 import torch
@@ -18,6 +19,7 @@ from trellis_ts.kernels.memory.types import (
     Options,
     Problem,
     ReadActivation,
+    RunStep,
     Tokens,
     WriteActivation,
 )
@@ -95,7 +97,8 @@ def trellis_memory(
         initial_state = MemoryState(zero, zero)
     else:
         check_state("initial_state", initial_state, query, sizes)
-    return _chosen(tokens, options, implementation).run(tokens, MemoryState(*initial_state), options)
+    chosen = dispatch.choose(implementation, _problem(tokens, options))
+    return dispatch.IMPLEMENTATIONS[chosen].run(tokens, MemoryState(*initial_state), options)
 
 
 def trellis_memory_step(
@@ -142,15 +145,15 @@ def trellis_memory_step(
     """
     tokens = Tokens(query, key, value, target, log_forget, step_size)
     settings = (write_activation, read_activation, write_epsilon, 1, second_order)
-    entry, options = _checked_step(tokens, state, settings, implementation)
+    entry, options, step = _checked_step(tokens, state, settings, implementation)
     if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (*tokens, *state)):
         if inplace:
             raise ConfigError(
                 "inplace=True would overwrite a state that autograd needs; call it under torch.no_grad(), or leave it "
                 "out"
             )
-    elif entry.step is not None and type(query) is torch.Tensor and not torch.compiler.is_compiling():
-        return entry.step(tokens, state, options, inplace)
+    elif step is not None and type(query) is torch.Tensor and not torch.compiler.is_compiling():
+        return step(tokens, state, inplace)
     output, final_state = entry.run(Tokens(*(tensor.unsqueeze(1) for tensor in tokens)), MemoryState(*state), options)
     if inplace:
         for memory, final in zip(state, final_state, strict=True):
@@ -159,38 +162,44 @@ def trellis_memory_step(
     return output.squeeze(1), final_state
 
 
+_Checked = tuple[dispatch.Entry, Options, RunStep | None]
 # What the checks of a step and the choice of its implementation look at, and what came of them. A model decodes with
 # the same shapes token after token, and to look at them again costs more than the step.
-_checked_steps: dict[tuple[Any, ...], tuple[dispatch.Entry, Options]] = {}
+_checked_steps: dict[tuple[Any, ...], _Checked] = {}
 _MOST_CHECKED_STEPS = 256
+_shape, _dtype, _device, _is_cpu = map(attrgetter, ("shape", "dtype", "device", "is_cpu"))
 
 
 def _checked_step(
     tokens: Tokens, state: MemoryState, settings: tuple[Any, ...], implementation: Implementation
-) -> tuple[dispatch.Entry, Options]:
-    try:
-        seen = (implementation, *settings, *((each.shape, each.dtype, each.device) for each in (*tokens, *state)))
-    except (AttributeError, TypeError):  # something among them is no tensor; the checks say what
-        return _check_step(tokens, state, Options(*settings), implementation)
+) -> _Checked:
     if torch.compiler.is_compiling():
         return _check_step(tokens, state, Options(*settings), implementation)
-    if seen not in _checked_steps:
+    try:
+        tensors = (*tokens, *state)
+        places = map(_is_cpu if tokens.query.is_cpu else _device, tensors)  # a device takes longer to look at
+        seen = (implementation, settings, *map(_shape, tensors), *map(_dtype, tensors), *places)
+    except (AttributeError, TypeError):  # something among them is no tensor; the checks say what
+        return _check_step(tokens, state, Options(*settings), implementation)
+    checked = _checked_steps.get(seen)
+    if checked is None:
+        checked = _check_step(tokens, state, Options(*settings), implementation)
         if len(_checked_steps) == _MOST_CHECKED_STEPS:
             _checked_steps.clear()
-        _checked_steps[seen] = _check_step(tokens, state, Options(*settings), implementation)
-    return _checked_steps[seen]
+        _checked_steps[seen] = checked
+    return checked
 
 
-def _check_step(
-    tokens: Tokens, state: MemoryState, options: Options, implementation: Implementation
-) -> tuple[dispatch.Entry, Options]:
+def _check_step(tokens: Tokens, state: MemoryState, options: Options, implementation: Implementation) -> _Checked:
     check_state("state", state, tokens.query, check_tokens(tokens, has_time=False))
-    return _chosen(Tokens(*(tensor.unsqueeze(1) for tensor in tokens)), options, implementation), options
+    problem = _problem(Tokens(*(tensor.unsqueeze(1) for tensor in tokens)), options)
+    entry = dispatch.IMPLEMENTATIONS[dispatch.choose(implementation, problem)]
+    return entry, options, None if entry.plan_step is None else entry.plan_step(problem)
 
 
-def _chosen(tokens: Tokens, options: Options, implementation: Implementation) -> dispatch.Entry:
+def _problem(tokens: Tokens, options: Options) -> Problem:
     batch, num_tokens, num_heads, num_slots = tokens.target.shape
-    problem = Problem(
+    return Problem(
         device=tokens.query.device,
         dtype=tokens.query.dtype,
         num_rows=batch * num_heads,
@@ -199,4 +208,3 @@ def _chosen(tokens: Tokens, options: Options, implementation: Implementation) ->
         head_dim=tokens.query.shape[-1],
         options=options,
     )
-    return dispatch.IMPLEMENTATIONS[dispatch.choose(implementation, problem)]

@@ -94,9 +94,9 @@ class Run(Protocol):
 
 
 class RunStep(Protocol):
-    """One token, given without a time axis, and without gradients."""
+    """One token of a problem, given without a time axis, and without gradients."""
 
     def __call__(
-        self, tokens: Tokens, state: MemoryState, options: Options, inplace: bool
+        self, tokens: Tokens, state: MemoryState, inplace: bool
     ) -> tuple[Float[Tensor, "batch head dim"], MemoryState]:
         """Return the output and the final state: ``state`` itself, overwritten, if ``inplace``."""
