@@ -20,11 +20,19 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import torch
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from trellis_ts.kernels.memory import triton_backward, triton_forward, tuning
+from trellis_ts.kernels.memory import (
+    triton_chunk_backward,
+    triton_chunk_forward,
+    triton_chunk_parts,
+    triton_exact_backward,
+    triton_exact_forward,
+    tuning,
+)
 
 RESULTS = Path(__file__).parent / "results"
 PTXAS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "ptxas"
@@ -32,8 +40,18 @@ SHARED_BYTES = {80: 163 * 1024, 90: 227 * 1024}
 """Most shared memory one program can have, by compute capability."""
 REGISTERS_PER_SM = 65536
 
-TOKEN_POINTERS = {"p_query", "p_key", "p_value", "p_target", "p_log_forget", "p_step_size", "p_output"}
-"""Those in the dtype of the inputs, as are their gradients; all others are float32."""
+MODULES = (
+    triton_exact_forward,
+    triton_exact_backward,
+    triton_chunk_parts,
+    triton_chunk_forward,
+    triton_chunk_backward,
+)
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+VECTORS = {"p_query", "p_key", "p_value", "p_target", "p_output"}
+"""Pointers in the dtype of the tokens, as are their gradients."""
+OPERANDS = {"p_states", "p_states_grad", "p_written", "p_codes"}
+"""Pointers to what products of matrices take: bfloat16 if tokens are, else float32. Gates may be either."""
 
 
 @dataclass(frozen=True)
@@ -50,23 +68,26 @@ class Launch:
     write_activation: str = "silu"
     read_activation: str = "ln_silu"
     dtype: str = "bf16"
+    tile: int = 0
+    """Of the chunkwise form."""
 
     def function(self) -> Any:
         """Return the kernel itself."""
-        return getattr(triton_backward if "backward" in self.kernel else triton_forward, self.kernel)
+        return next(vars(module)[self.kernel] for module in MODULES if self.kernel in vars(module))
 
     def constants(self) -> dict[str, Any]:
         """Return everything the kernel takes at compile time."""
         smallest = tuning.SMALLEST if self.chunk_length == 1 else 16
         padded_slots = tuning.padded(self.num_slots, smallest)
-        if "states" in self.kernel and self.write_activation != "ln_silu":
-            padded_slots = min(padded_slots, tuning.STATE_SLOTS)
+        if "states" in self.kernel:
+            padded_slots = tuning.state_slots(padded_slots, self.write_activation)
         constants = {
             "M": self.num_slots,
             "D": self.head_dim,
             "BM": padded_slots,
             "BD": tuning.padded(self.head_dim, smallest),
             "BT": self.chunk_length,
+            "BC": min(self.tile, self.chunk_length),
             "ROWS": self.rows,
             "REPLAY": self.replay,
             "WRITE": self.write_activation,
@@ -80,13 +101,16 @@ class Launch:
         """Return the type of an argument as Triton spells it."""
         if name in self.constants():
             return "constexpr"
-        if name.startswith("p_"):
-            return f"*{self.dtype}" if name.removesuffix("_grad") in TOKEN_POINTERS else "*fp32"
-        return "fp32" if name == "epsilon" else "i32"
+        if name == "p_shut":
+            return "*i32"
+        if name.removesuffix("_grad") in VECTORS or (name in OPERANDS and self.dtype == "bf16"):
+            return f"*{self.dtype}"
+        return "*fp32" if name.startswith("p_") else "fp32" if name == "epsilon" else "i32"
 
     def __str__(self) -> str:
         shape = f"{self.num_slots}x{self.head_dim} chunk {self.chunk_length}"
-        return f"{self.kernel} {shape} {self.dtype} {self.write_activation} warps {self.num_warps}"
+        how = f"tile {self.tile} warps {self.num_warps}" if self.tile else f"warps {self.num_warps}"
+        return f"{self.kernel} {shape} {self.dtype} {self.write_activation} {how}"
 
 
 @dataclass(frozen=True)
@@ -105,21 +129,26 @@ class Usage:
     """Whether the shared memory is there at all."""
 
 
-def table(**activations_and_dtype: str) -> Iterator[Launch]:
+def table(*, dtype: str = "bf16", **activations: str) -> Iterator[Launch]:
     """Yield every launch of the tuning table: the chunkwise form at square sizes, the exact one once per row."""
     by_kernel = {"exact_forward_kernel": tuning.EXACT_FORWARD, "exact_backward_kernel": tuning.EXACT_BACKWARD}
     for kernel, by_area in by_kernel.items():
         for area, tuned in by_area.items():
             slots = 1 << area.bit_length() // 2  # the larger half where the area is not a square
+            launched = {"rows": tuned.rows, "replay": tuned.replay, "dtype": dtype, **activations}
+            yield Launch(kernel, slots, area // slots, 1, tuned.num_warps, **launched)
+    for size, chunk_length in itertools.product((16, 32, 64, 128), tuning.CHUNK_LENGTHS):
+        for field, launch in tuning.chunk(size, DTYPES[dtype])._asdict().items():
             yield Launch(
-                kernel, slots, area // slots, 1, tuned.num_warps, tuned.rows, tuned.replay, **activations_and_dtype
+                f"chunk_{field}_kernel",
+                size,
+                size,
+                chunk_length,
+                launch.num_warps,
+                dtype=dtype,
+                tile=min(launch.tile, chunk_length),
+                **activations,
             )
-    for size, chunk_length in itertools.product(tuning.CHUNK, tuning.CHUNK_LENGTHS):
-        for field, num_warps in tuning.CHUNK[max(size, chunk_length)]._asdict().items():
-            parts = ("key_", "value_") if field.startswith("reads") else ("",)
-            for part in parts:
-                kernel = f"chunk_{part}{field}_kernel"
-                yield Launch(kernel, size, size, chunk_length, num_warps, **activations_and_dtype)
 
 
 def measure(launch: Launch, capability: int) -> Usage:
@@ -159,6 +188,17 @@ def measure(launch: Launch, capability: int) -> Usage:
     )
 
 
+def recorded() -> Iterator[Launch]:
+    """Yield what goes into the results: the paper's sizes throughout, other sizes at two chunk lengths in bfloat16."""
+    for launch in table():
+        if launch.num_slots == 64 or launch.chunk_length in (1, 16, 64):
+            yield launch
+    for other in (table(write_activation="ln_silu"), table(dtype="fp32"), table(dtype="fp16")):
+        yield from (
+            each for each in other if each.num_slots == each.head_dim == 64 and each.chunk_length in (1, 16, 64)
+        )
+
+
 def markdown(found: dict[Launch, dict[int, Usage]]) -> str:
     """Lay out what was found, one line per launch."""
     per_capability = " | ".join(f"sm_{name} registers | shared | spills | programs" for name in SHARED_BYTES)
@@ -170,11 +210,11 @@ def markdown(found: dict[Launch, dict[int, Usage]]) -> str:
         "are per thread, shared memory is per program in kB (**bold**: more than there is, the kernel cannot run),",
         "programs is how many the registers of one multiprocessor hold.",
         "",
-        f"| kernel | M | D | chunk | dtype | write | warps | {per_capability} |",
-        "|---" * (7 + 4 * len(SHARED_BYTES)) + "|",
+        f"| kernel | M | D | chunk | tile | dtype | write | warps | {per_capability} |",
+        "|---" * (8 + 4 * len(SHARED_BYTES)) + "|",
     ]
     for launch, by_capability in found.items():
-        cells = [launch.kernel, launch.num_slots, launch.head_dim, launch.chunk_length, launch.dtype]
+        cells = [launch.kernel, launch.num_slots, launch.head_dim, launch.chunk_length, launch.tile or "", launch.dtype]
         cells += [launch.write_activation, launch.num_warps]
         for usage in by_capability.values():
             shared = f"{usage.shared_bytes / 1024:.1f}"
@@ -190,11 +230,8 @@ def main() -> None:
     parser.add_argument("--only", default="", help="compile only launches whose description contains this")
     parser.add_argument("--output", type=Path, default=RESULTS, help="folder the results go to")
     arguments = parser.parse_args()
-    others = itertools.chain(table(write_activation="ln_silu"), table(dtype="fp32"))
-    at_64 = (launch for launch in others if (launch.num_slots, launch.head_dim) == (64, 64))
-    launches = [*table(), *(launch for launch in at_64 if launch.chunk_length in (1, 64))]
     found: dict[Launch, dict[int, Usage]] = {}
-    for launch in launches:
+    for launch in recorded():
         if arguments.only in str(launch):
             found[launch] = {capability: measure(launch, capability) for capability in SHARED_BYTES}
             print(launch, *(f"sm_{name}: {usage}" for name, usage in found[launch].items()), sep="\n    ", flush=True)

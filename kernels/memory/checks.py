@@ -15,6 +15,7 @@ _TOKEN_AXES = {
     "log_forget": ("batch", "time", "head"),
     "step_size": ("batch", "time", "head"),
 }
+_GATES = {"log_forget", "step_size"}
 _STATE_AXES = ("batch", "head", "slot", "dim")
 
 
@@ -41,7 +42,7 @@ def check_tokens(tokens: Tokens, *, has_time: bool) -> dict[str, int]:
         known = ", ".join(_plain(dtype) for dtype in STATE_DTYPES)
         raise ConfigError(f"query has dtype {_plain(query.dtype)}; the memory takes {known}")
     for name, tensor in tokens._asdict().items():
-        if tensor.dtype != query.dtype:
+        if tensor.dtype != query.dtype and not (name in _GATES and tensor.dtype == STATE_DTYPES[query.dtype]):
             raise ConfigError(
                 f"{name} has dtype {_plain(tensor.dtype)} and query {_plain(query.dtype)}; cast them to one dtype"
             )

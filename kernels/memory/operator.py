@@ -51,7 +51,8 @@ def trellis_memory(
         S = exp(log_forget) S - step_size u w^T
         output = value_memory^T f(key_memory query)     # both memories after their writes
 
-    Inputs are taken as they are: normalising query, key and value, and any activation on the output, are the caller's.
+    All inputs share one dtype, but with bfloat16 or float16 both gates (``log_forget`` and ``step_size``) may be float32,
+    where a forget gate close to 1 keeps its digits. Inputs are taken as they are: normalising query, key and value, and any activation on the output, are the caller's.
 
     Args:
         query: what the key memory is read with.

@@ -16,16 +16,6 @@ CHUNK_LENGTHS = (16, 32, 64, 128)
 """Those of the chunkwise form; 1 is the exact recurrence."""
 
 
-def longest_chunk(dtype: torch.dtype, widest: int) -> int:
-    """Return the longest chunk whose blocks fit the shared memory, ``widest`` being the larger of slots and head width.
-
-    Operands other than bfloat16 take four bytes an entry there.
-    """
-    if dtype == torch.bfloat16:
-        return 128
-    return 64 if widest <= 64 else 32
-
-
 class Exact(NamedTuple):
     """One launch of the exact recurrence."""
 
@@ -61,26 +51,73 @@ EXACT_BACKWARD = {
 }
 
 
+class Tiled(NamedTuple):
+    """One launch of a kernel of the chunkwise form."""
+
+    tile: int
+    """Tokens worked on at once; chunks that are shorter are one tile."""
+    num_warps: int
+
+
 class Chunk(NamedTuple):
-    """Warps per program of the kernels of the chunkwise form; ``reads`` are those of keys and those of values."""
+    """The launches of the chunkwise form."""
 
-    states: int
-    reads: int
-    reads_backward: int
-    states_backward: int
-    writes_backward: int
+    states: Tiled
+    reads: Tiled
+    codes_backward: Tiled
+    queries_backward: Tiled
+    reads_backward: Tiled
+    states_backward: Tiled
+    writes_backward: Tiled
 
 
-# By the longest side of any block: the widest of slots, head width and chunk length, padded.
-CHUNK = {
-    16: Chunk(states=1, reads=1, reads_backward=2, states_backward=1, writes_backward=2),
-    32: Chunk(states=2, reads=2, reads_backward=4, states_backward=2, writes_backward=4),
-    64: Chunk(states=4, reads=4, reads_backward=8, states_backward=4, writes_backward=8),
-    128: Chunk(states=8, reads=16, reads_backward=16, states_backward=8, writes_backward=16),
+# By the wider of slots and head width, padded, and whether tokens are bfloat16: others take twice the bytes and three
+# times the products.
+_CHUNK = {
+    (16, True): Chunk(*[Tiled(32, 2)] * 7),
+    (32, True): Chunk(
+        states=Tiled(32, 2),
+        reads=Tiled(32, 2),
+        codes_backward=Tiled(32, 4),
+        queries_backward=Tiled(32, 2),
+        reads_backward=Tiled(32, 2),
+        states_backward=Tiled(32, 2),
+        writes_backward=Tiled(32, 4),
+    ),
+    (64, True): Chunk(*[Tiled(32, 4)] * 6, writes_backward=Tiled(32, 8)),
+    (128, True): Chunk(*[Tiled(32, 8)] * 6, writes_backward=Tiled(16, 8)),
+    (16, False): Chunk(*[Tiled(16, 1)] * 7),
+    (32, False): Chunk(*[Tiled(16, 2)] * 6, writes_backward=Tiled(16, 4)),
+    (64, False): Chunk(
+        states=Tiled(16, 4),
+        reads=Tiled(16, 4),
+        codes_backward=Tiled(16, 8),
+        queries_backward=Tiled(16, 4),
+        reads_backward=Tiled(16, 4),
+        states_backward=Tiled(16, 4),
+        writes_backward=Tiled(16, 8),
+    ),
+    (128, False): Chunk(*[Tiled(16, 8)] * 7),
 }
+_STATE_SLOTS = 32
 
-STATE_SLOTS = 32
-"""Slots per program in the kernels that go through the chunks in order, where slots are independent."""
+
+def chunk(widest: int, dtype: torch.dtype) -> Chunk:
+    """Return the launches for tokens in ``dtype``, ``widest`` being the larger of slots and head width."""
+    return _CHUNK[padded(widest, 16), dtype == torch.bfloat16]
+
+
+def spills(widest: int, dtype: torch.dtype, write_activation: str) -> bool:
+    """Whether the chunkwise form would spill: a LayerNorm needs all slots, and float32 three products for one."""
+    return widest > 32 and dtype == torch.float32 and write_activation == "ln_silu"
+
+
+def state_slots(padded_slots: int, write_activation: str) -> int:
+    """Return the slots of one program in the kernels that go through the chunks in order.
+
+    Slots are independent there, but for the LayerNorm of ``ln_silu``, which needs them all in one program.
+    """
+    return padded_slots if write_activation == "ln_silu" else min(padded_slots, _STATE_SLOTS)
 
 
 def padded(size: int, smallest: int = SMALLEST) -> int:
