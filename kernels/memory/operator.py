@@ -51,8 +51,9 @@ def trellis_memory(
         S = exp(log_forget) S - step_size u w^T
         output = value_memory^T f(key_memory query)     # both memories after their writes
 
-    All inputs share one dtype, but with bfloat16 or float16 both gates (``log_forget`` and ``step_size``) may be float32,
-    where a forget gate close to 1 keeps its digits. Inputs are taken as they are: normalising query, key and value, and any activation on the output, are the caller's.
+    Inputs are taken as they are: normalising query, key and value, and any activation on the output, are the caller's.
+    They share one dtype, except that beside bfloat16 and float16 the gates, ``log_forget`` and ``step_size``, may be
+    float32, in which a forget gate close to 1 keeps its digits.
 
     Args:
         query: what the key memory is read with.
@@ -81,7 +82,7 @@ def trellis_memory(
             that implementation or an error.
 
     Returns:
-        The output ``[batch, time, head, dim]`` in the inputs' dtype, and the state after the last token, in float32
+        The output ``[batch, time, head, dim]`` in the query's dtype, and the state after the last token, in float32
         for bfloat16 and float16 inputs and in the inputs' dtype otherwise. Nothing passed in is modified.
 
     Raises:

@@ -27,7 +27,11 @@ def compare(make_inputs, make_state, relative_rms):
     """Compare output, final state and every gradient of one problem with the reference in float64."""
 
     def run(inputs, state, dtype, state_dtype, implementation, options):
-        inputs = {name: tensor.to(dtype, copy=True).requires_grad_() for name, tensor in inputs.items()}
+        # Inputs in the state's dtype stay in it: gates, which may be wider than the rest.
+        inputs = {
+            name: tensor.to(dtype if tensor.dtype != torch.float32 else state_dtype, copy=True).requires_grad_()
+            for name, tensor in inputs.items()
+        }
         state = MemoryState(*(memory.to(state_dtype, copy=True).requires_grad_() for memory in state))
         output, final_state = trellis_memory(
             **inputs,
@@ -41,16 +45,18 @@ def compare(make_inputs, make_state, relative_rms):
         gradients = {f"gradient of {name}": tensor.grad for name, tensor in (inputs | state._asdict()).items()}
         return {"output": output, **final_state._asdict(), **gradients}
 
-    def check(*, time, slot, dim, batch=1, head=1, dtype=torch.float32, shut_at=None, **options):
+    def check(*, time, slot, dim, batch=1, head=1, dtype=torch.float32, shut_at=None, gates=None, **options):
         sizes = {"batch": batch, "head": head, "slot": slot, "dim": dim}
         inputs = {name: tensor.to(dtype) for name, tensor in make_inputs(time=time, **sizes).items()}
+        for name in ("log_forget", "step_size"):
+            inputs[name] = inputs[name].to(gates or dtype)
         if shut_at is not None:
             inputs["log_forget"][:, shut_at] = -math.inf
         state = MemoryState(*(memory.float() for memory in make_state(**sizes)))
         expected = run(inputs, state, torch.float64, torch.float64, "reference", options)
         actual = run(inputs, state, dtype, torch.float32, "triton", options)
         for name, tensor in actual.items():
-            kept_in_float32 = "memory" in name
+            kept_in_float32 = "memory" in name or (gates and name.endswith(("log_forget", "step_size")))
             assert tensor.dtype == (torch.float32 if kept_in_float32 else dtype), name
             assert relative_rms(expected[name], tensor) < TOLERANCE[dtype], name
 
@@ -101,6 +107,31 @@ def test_chunkwise_form_with_shut_gates(compare):
 def test_chunkwise_form_with_programs_that_share_slots(compare):
     assert tuning.state_slots(64, "silu") < 40
     compare(time=17, slot=40, dim=8, chunk_length=16)
+
+
+@pytest.mark.parametrize(("dtype", "write_activation"), [(torch.float32, "silu"), (torch.bfloat16, "ln_silu")])
+def test_chunkwise_form_in_several_tiles(dtype, write_activation, compare):
+    assert tuning.chunk(8, dtype).reads.tile < 64
+    compare(
+        time=105,
+        slot=8,
+        dim=13,
+        dtype=dtype,
+        chunk_length=64,
+        shut_at=slice(3, 90, 31),
+        write_activation=write_activation,
+    )
+
+
+def test_chunkwise_form_in_several_tiles_to_first_order(compare):
+    compare(time=40, slot=8, dim=8, chunk_length=32, second_order=False, read_activation="softmax")
+
+
+@pytest.mark.parametrize("chunk_length", [1, 16])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_gates_in_float32_beside_half_precision(dtype, chunk_length, compare):
+    time = 5 if chunk_length == 1 else 17
+    compare(time=time, slot=8, dim=8, dtype=dtype, gates=torch.float32, chunk_length=chunk_length)
 
 
 def test_chunkwise_form_of_a_short_sequence(compare):
@@ -198,6 +229,11 @@ def test_autocast_changes_nothing(make_inputs):
         ({"slot": 4, "dim": 8}, {}, "there are 4 slots, outside 8 to 128"),
         ({"slot": 8, "dim": 129}, {}, "there are 129 dimensions per head, outside 8 to 128"),
         ({"slot": 8, "dim": 8}, {"chunk_length": 8}, "chunk_length=8 is none of 1, 16, 32, 64, 128"),
+        (
+            {"slot": 8, "dim": 33},
+            {"chunk_length": 16, "write_activation": "ln_silu"},
+            "chunks of ln_silu writes in float32 are taken up to 32 slots and dimensions per head",
+        ),
     ],
 )
 def test_what_it_cannot_run_is_refused(sizes, options, reason, make_inputs):

@@ -24,6 +24,9 @@ READS = ("ln_silu", "l2_silu", "softmax")
 PAIRS = list(itertools.product(WRITES, READS))
 
 
+GATES = ("log_forget", "step_size")
+
+
 def leaves(tensors, dtype=torch.float64):
     return {name: tensor.detach().to(dtype).clone().requires_grad_() for name, tensor in tensors.items()}
 
@@ -62,6 +65,45 @@ def test_narrow_dtypes_follow_float64(
         assert tensor.dtype == (torch.float32 if kept_in_state_dtype else dtype), name
         allowed = state_tolerance if kept_in_state_dtype else tolerance
         assert relative_rms(expected[name], tensor) < allowed, name
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(
+    ("name", "options"), [("reference", {}), ("cpu", {}), ("chunked", {"chunk_length": 4}), ("auto", {})]
+)
+def test_gates_may_be_wider_than_the_rest(name, options, dtype, make_inputs, relative_rms):
+    """The result is that of the same numbers in float32, rounded; each gradient comes in its input's dtype."""
+    wide = {key: tensor.to(dtype).float() for key, tensor in make_inputs(time=9, slot=8, dim=8).items()}
+    wide["log_forget"] = wide["log_forget"] - 1e-4  # no number of half precision
+    results = []
+    for dtypes in (
+        dict.fromkeys(wide, torch.float32),
+        dict.fromkeys(wide, dtype) | dict.fromkeys(GATES, torch.float32),
+    ):
+        inputs = {key: tensor.to(dtypes[key], copy=True).requires_grad_() for key, tensor in wide.items()}
+        output, state = trellis_memory(**inputs, implementation=name, **options)
+        output.float().sum().backward()
+        assert state.key_memory.dtype == torch.float32
+        assert all(tensor.grad.dtype == tensor.dtype for tensor in inputs.values())
+        results.append([output, *(tensor.grad for tensor in inputs.values())])
+    assert results[1][0].dtype == dtype
+    for expected, actual in zip(*results, strict=True):
+        assert relative_rms(expected, actual) < (1e-2 if dtype == torch.bfloat16 else 2e-3)
+
+
+@pytest.mark.parametrize("gates", [torch.float64, torch.float16])
+def test_gates_of_any_other_dtype_are_refused(gates, make_inputs):
+    inputs = {key: tensor.bfloat16() for key, tensor in make_inputs().items()}
+    with pytest.raises(ConfigError, match="cast them to one dtype"):
+        trellis_memory(**inputs | {"step_size": inputs["step_size"].to(gates)})
+
+
+def test_a_step_takes_wider_gates_too(make_inputs, make_state):
+    inputs = {key: tensor[:, 0].bfloat16() for key, tensor in make_inputs(slot=8, dim=8).items()}
+    state = MemoryState(*(memory.float() for memory in make_state(slot=8, dim=8)))
+    expected, _ = trellis_memory_step(**inputs, state=state)
+    actual, _ = trellis_memory_step(**inputs | {name: inputs[name].float() for name in GATES}, state=state)
+    assert torch.equal(actual, expected)
 
 
 def test_step_keeps_the_dtypes_of_the_whole(make_inputs):

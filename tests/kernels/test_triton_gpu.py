@@ -98,7 +98,6 @@ def test_activations(chunk_length, write_activation, read_activation, second_ord
         for dtype, chunk_length, (slot, dim) in itertools.product(
             TOLERANCE, tuning.CHUNK_LENGTHS, [(8, 13), (32, 32), (64, 64), (128, 128)]
         )
-        if chunk_length <= tuning.longest_chunk(dtype, max(slot, dim))
     ],
 )
 @pytest.mark.parametrize("time", [5, 127, 257])

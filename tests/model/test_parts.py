@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from trellis_ts.config import WindowShape
 from trellis_ts.heads import ForecastHead, center_index, spread_quantiles
+from trellis_ts.layers import trellis
 from trellis_ts.layers.attention import AttentionMixer
 from trellis_ts.layers.block import Block, make_mixer
 from trellis_ts.layers.convolution import CausalConvolution
@@ -242,6 +243,25 @@ def test_a_masked_token_neither_writes_nor_forgets(make_config, tokens):
     observed[:, [2, 3]] = False
     kept = [0, 1, 4, 5]
     torch.testing.assert_close(mixer(tokens, observed)[:, kept], mixer(tokens[:, kept], SEEN[:, kept]))
+
+
+def test_half_precision_for_a_gpus_kernels_leaves_the_gates_wide(make_config, tokens, monkeypatch):
+    """What autocast to bfloat16 does on a GPU, done here on the CPU, where it is not done by itself."""
+    mixer = randomise(TrellisMixer(make_config()))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert mixer.project(tokens, SEEN)[0].query.dtype == torch.float32
+    expected = mixer(tokens, SEEN)
+    monkeypatch.setattr(trellis, "_operand_dtype", lambda tokens, wide: torch.bfloat16)
+    inputs, _ = mixer.project(tokens, SEEN)
+    assert {name for name, tensor in inputs._asdict().items() if tensor.dtype == torch.float32} == {
+        "log_forget",
+        "step_size",
+    }
+    output = mixer(tokens, SEEN)
+    assert output.dtype == torch.float32
+    assert (output - expected).square().mean() < 2e-2**2 * expected.square().mean()
+    output.sum().backward()
+    assert all(parameter.grad.isfinite().all() for parameter in mixer.parameters())
 
 
 @pytest.mark.parametrize("form", ["bounded", "softplus"])

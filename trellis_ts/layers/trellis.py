@@ -45,6 +45,13 @@ class TrellisState(NamedTuple):
         return TrellisState(MemoryState(*(each.detach() for each in self.memory)), self.tail.detach())
 
 
+def _operand_dtype(tokens: Tensor, wide: torch.dtype) -> torch.dtype:
+    """What the memory is given besides its gates: bfloat16 under a GPU's autocast to it, whose kernels take it."""
+    if tokens.is_cuda and torch.is_autocast_enabled("cuda") and torch.get_autocast_dtype("cuda") == torch.bfloat16:
+        return torch.bfloat16
+    return wide
+
+
 class TrellisMixer(nn.Module):
     """Carries information from token to token in a memory of fixed size (Trellis, arXiv 2512.23852, eqs. 8, 13, 14).
 
@@ -117,17 +124,18 @@ class TrellisMixer(nn.Module):
         features = self.query_key(tokens) * present
         mixed, tail = self.convolution.carry(features, self.convolution.start(features) if tail is None else tail)
         query, key = mixed.chunk(2, dim=-1)
-        # Under autocast the projections come in half precision; the operator wants one dtype, and gates its range.
+        # Under autocast the projections come in half precision; norms and gates want float32's digits.
         dtype = torch.promote_types(tokens.dtype, torch.float32)
+        narrow = _operand_dtype(tokens, dtype)
         gates = self.gates(tokens).to(dtype)
         step = gates[..., -self.num_heads :]  # [R, N, H]
         log_forget = F.logsigmoid(gates[..., : self.num_heads]) if self.has_forget_gate else torch.zeros_like(step)
         step_size = (1 + log_forget.exp()) * step.sigmoid() if self.step_size_form == "bounded" else F.softplus(step)
         inputs = Tokens(
-            query=self._unit_heads(query.to(dtype)),
-            key=self._unit_heads(key.to(dtype)),
-            value=self._unit_heads(self.value(tokens).to(dtype)),
-            target=self._heads(self.target(tokens).to(dtype)),
+            query=self._unit_heads(query.to(dtype)).to(narrow),
+            key=self._unit_heads(key.to(dtype)).to(narrow),
+            value=self._unit_heads(self.value(tokens).to(dtype)).to(narrow),
+            target=self._heads(self.target(tokens).to(narrow)),
             log_forget=log_forget * present,
             step_size=step_size * present,
         )
