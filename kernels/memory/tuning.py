@@ -71,10 +71,14 @@ class Chunk(NamedTuple):
     writes_backward: Tiled
 
 
+def _alike(most: Tiled, writes_backward: Tiled) -> Chunk:
+    return Chunk(most, most, most, most, most, most, writes_backward)
+
+
 # By the wider of slots and head width, padded, and whether tokens are bfloat16: others take twice the bytes and three
 # times the products.
 _CHUNK = {
-    (16, True): Chunk(*[Tiled(32, 2)] * 7),
+    (16, True): _alike(Tiled(32, 2), Tiled(32, 2)),
     (32, True): Chunk(
         states=Tiled(32, 2),
         reads=Tiled(32, 2),
@@ -84,10 +88,10 @@ _CHUNK = {
         states_backward=Tiled(32, 2),
         writes_backward=Tiled(32, 4),
     ),
-    (64, True): Chunk(*[Tiled(32, 4)] * 6, writes_backward=Tiled(32, 8)),
-    (128, True): Chunk(*[Tiled(32, 8)] * 6, writes_backward=Tiled(16, 8)),
-    (16, False): Chunk(*[Tiled(16, 1)] * 7),
-    (32, False): Chunk(*[Tiled(16, 2)] * 6, writes_backward=Tiled(16, 4)),
+    (64, True): _alike(Tiled(32, 4), Tiled(32, 8)),
+    (128, True): _alike(Tiled(32, 8), Tiled(16, 8)),
+    (16, False): _alike(Tiled(16, 1), Tiled(16, 1)),
+    (32, False): _alike(Tiled(16, 2), Tiled(16, 4)),
     (64, False): Chunk(
         states=Tiled(16, 4),
         reads=Tiled(16, 4),
@@ -97,7 +101,7 @@ _CHUNK = {
         states_backward=Tiled(16, 4),
         writes_backward=Tiled(16, 8),
     ),
-    (128, False): Chunk(*[Tiled(16, 8)] * 7),
+    (128, False): _alike(Tiled(16, 8), Tiled(16, 8)),
 }
 _STATE_SLOTS = 32
 
