@@ -130,9 +130,14 @@ class Splits:
                 f"too few to learn to predict {prediction_length} steps. Lower --prediction-length, --validation-size "
                 "or --test-size, or bring more rows"
             )
+        return cls.of(panel, borders)
+
+    @classmethod
+    def of(cls, panel: Panel, borders: Sequence[Borders]) -> Splits:
+        """Borders given by the caller, with the scaler of their training rows."""
         # The scale of less than two rows is none: a series too short to train on takes that of its validation rows.
         rows = [each.train if each.train[1] > 1 else (0, each.validation[1]) for each in borders]
-        return cls(panel, borders, Scaler.fit(panel, rows))
+        return cls(panel, tuple(borders), Scaler.fit(panel, rows))
 
     @classmethod
     def fixed(cls, panel: Panel, borders: Borders) -> Splits:

@@ -40,10 +40,12 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from jaxtyping import Float
+    from numpy.typing import NDArray
 
     from trellis_ts.config import Preset
     from trellis_ts.scores import Evaluation
     from trellis_ts.training import TrainingObserver
+    from trellis_ts.types import Borders
 
 _Frame = TypeVar("_Frame")
 _LOGGER = logging.getLogger(__name__)
@@ -102,11 +104,7 @@ class Forecaster:
             DataError: the frame cannot be read or is too short, or can be understood in more than one way.
             TrellisError: training diverged.
         """
-        from trellis_ts.preparation import prepare
-        from trellis_ts.training import fit  # only here: a trained model needs no Lightning
-
-        config = ExperimentConfig.of(preset=preset, **settings)
-        data = config.data
+        data = ExperimentConfig.of(preset=preset, **settings).data
         panel = panel_from_frame(
             frame,
             time=data.time,
@@ -122,8 +120,39 @@ class Forecaster:
         )
         for note in panel.notes:
             _LOGGER.info("%s: %s", panel.source, note)
+        return cls.fit_panel(panel, preset=preset, observer=observer, **settings)
+
+    @classmethod
+    def fit_panel(
+        cls,
+        panel: Panel,
+        *,
+        preset: Preset = "balanced",
+        observer: TrainingObserver | None = None,
+        borders: Sequence[Borders] | None = None,
+        **settings: Any,
+    ) -> Forecaster:
+        """The same for series that were read before.
+
+        Args:
+            panel: the series.
+            preset: as for ``fit``.
+            observer: as for ``fit``.
+            borders: rows of each series to train on and to validate on; as ``validation_size`` and ``test_size`` say
+                unless given.
+            settings: as for ``fit``; those that name columns have no effect.
+
+        Raises:
+            ConfigError: as ``fit``.
+            DataError: the series are too short.
+            TrellisError: training diverged.
+        """
+        from trellis_ts.preparation import prepare
+        from trellis_ts.training import fit  # only here: a trained model needs no Lightning
+
+        config = ExperimentConfig.of(preset=preset, **settings)
         with TemporaryDirectory(prefix="trellis-") as directory:
-            preparation = prepare(panel, config)
+            preparation = prepare(panel, config, borders=borders)
             for reason in preparation.reasons:
                 _LOGGER.info("%s: %s", panel.source, reason)
             checkpoint, _ = fit(preparation, Path(directory), observer=observer)
@@ -339,8 +368,31 @@ class Forecaster:
     def _in_data_units(
         self, pieces: Sequence[Forecast], scaler: Scaler, quantile_levels: Sequence[float] | None
     ) -> Forecast:
-        forecast = _unscale(pieces, scaler, is_count=self._model.family == "negative_binomial")
+        is_count = self._model.family == "negative_binomial"
+        forecast = _unscale(pieces, scaler.loc, scaler.scale, is_count=is_count)
         return forecast if quantile_levels is None else forecast.at_levels(quantile_levels)
+
+    def forecast_windows(self, panel: Panel, series: NDArray[np.int64], origins: NDArray[np.int64]) -> Forecast:
+        """Forecasts from any rows, each from those before it: ``[window, horizon, channel]`` in the units of the data.
+
+        The horizon is the trained one. Known covariates that do not reach over it count as missing.
+
+        Args:
+            panel: the series, as ``check`` returns them.
+            series: ``[window]``, which series.
+            origins: ``[window]``, first row to forecast, counted from the series' own start.
+        """
+        scaler = self.scaler().of(panel)
+        lengths = np.array([len(each) for each in panel.series], dtype=np.int64)
+        beyond = max(0, int((origins + self.prediction_length - lengths[series]).max()))
+        scaled = ScaledPanel(panel, scaler, self._model.shape.season_length, future_length=beyond)
+        predict, pieces = self.predictor(scaled), []
+        for start in range(0, len(series), _ROWS_PER_BATCH):
+            chosen = slice(start, start + _ROWS_PER_BATCH)
+            windows = series[chosen], origins[chosen]
+            pieces.append(predict(scaled.gather(*windows, self._model.shape.context_length, 0, self.prediction_length)))
+        is_count = self._model.family == "negative_binomial"
+        return _unscale(pieces, scaler.loc[series], scaler.scale[series], is_count=is_count)
 
     def sample_paths(
         self, panel: Panel, *, num_samples: int = 100, seed: int = 0, prediction_length: int | None = None
@@ -442,10 +494,15 @@ def _shifted(features: Features, steps: int, length: int | None = None) -> Featu
     return Features(*(F.pad(each[:, steps:stop], (0, 0, 0, missing)) for each in features))
 
 
-def _unscale(pieces: Sequence[Forecast], scaler: Scaler, *, is_count: bool) -> Forecast:
-    """From the standardised scale to the units of the data, in float64; counts become whole numbers."""
-    loc, scale = torch.from_numpy(scaler.loc)[:, None], torch.from_numpy(scaler.scale)[:, None]  # [S, 1, C]
-    forecast = Forecast.joined(pieces, dim=0).map(torch.Tensor.double).affine(loc, scale)
+def _unscale(
+    pieces: Sequence[Forecast], loc: NDArray[np.float64], scale: NDArray[np.float64], *, is_count: bool
+) -> Forecast:
+    """From the standardised scale to the units of the data, in float64; counts become whole numbers.
+
+    Location and scale are ``[window, channel]``.
+    """
+    forecast = Forecast.joined(pieces, dim=0).map(torch.Tensor.double)
+    forecast = forecast.affine(torch.from_numpy(loc)[:, None], torch.from_numpy(scale)[:, None])
     if not is_count:
         return forecast
     if isinstance(forecast.distribution, QuantileCurve):

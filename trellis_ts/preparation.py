@@ -10,7 +10,8 @@ import numpy as np
 from trellis_ts.causal import check_streaming
 from trellis_ts.config import HOMES
 from trellis_ts.datasets import calendar
-from trellis_ts.datasets.long_horizon import borders, find_benchmark
+from trellis_ts.datasets.long_horizon import borders as published_borders
+from trellis_ts.datasets.long_horizon import find_benchmark
 from trellis_ts.datasets.seasons import find_seasons
 from trellis_ts.datasets.splits import Splits
 from trellis_ts.datasets.streams import SegmentDataset, SegmentShape
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from trellis_ts.config import ExperimentConfig, TrainingConfig, WindowShape
-    from trellis_ts.types import Panel
+    from trellis_ts.types import Borders, Panel
 
 # Without a preset, a panel of a user's own is sampled to epochs of at most this many windows.
 _CHOSEN_WINDOWS_PER_EPOCH = 16_384
@@ -52,7 +53,7 @@ class Preparation:
 def make_splits(panel: Panel, config: ExperimentConfig, prediction_length: int) -> Splits:
     """A benchmark's published borders, else the end of every series held out."""
     if panel.dataset is not None and (spec := find_benchmark(panel.dataset)) is not None:
-        return Splits.fixed(panel, borders(spec, len(panel.series[0])))
+        return Splits.fixed(panel, published_borders(spec, len(panel.series[0])))
     return Splits.chronological(
         panel,
         validation_size=config.data.validation_size,
@@ -61,14 +62,22 @@ def make_splits(panel: Panel, config: ExperimentConfig, prediction_length: int) 
     )
 
 
-def prepare(panel: Panel, config: ExperimentConfig) -> Preparation:
+def prepare(panel: Panel, config: ExperimentConfig, *, borders: Sequence[Borders] | None = None) -> Preparation:
     """Splits, sizes and windows, with the choices filled into the configuration.
+
+    Args:
+        panel: the series.
+        config: the settings.
+        borders: rows of each series' splits; as the configuration says unless given.
 
     Raises:
         ConfigError: lengths that do not fit the data.
         DataError: too little data.
     """
-    splits = make_splits(panel, config, choose_prediction_length(panel, config.window))
+    if borders is None:
+        splits = make_splits(panel, config, choose_prediction_length(panel, config.window))
+    else:
+        splits = Splits.of(panel, borders)
     if config.training.loss == "negative_binomial":
         _check_counts(splits)
     train_ranges = [each.train for each in splits.borders]
