@@ -127,7 +127,8 @@ class TrellisRegressor(RegressorMixin, BaseEstimator):
             raise ValueError("y holds not a single number; Input y contains NaN only")
         stamps = stamps_of(pd.RangeIndex(len(X)) if index is None else index, self.freq)
         self._is_flat = y.ndim == 1
-        self._panel = _panel(stamps, X, y[:, None] if self._is_flat else y)
+        # One layout in memory, by which sums are rounded.
+        self._panel = _panel(stamps, X, np.array(y.reshape(len(y), -1), order="C"))
         self._last = None if index is None else stamps.time[-1]
         given = {name: getattr(self, name) for name in _SETTINGS if getattr(self, name) is not None}
         settings = {"test_size": 0, "seed": self._seed(), **stamps.settings, **given, **(self.settings or {})}

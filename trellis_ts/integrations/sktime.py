@@ -41,8 +41,8 @@ class TrellisForecaster(BaseForecaster):
     Parameters
     ----------
     preset : str
-        How much effort: ``fast`` takes well under a minute on two CPU cores, ``balanced`` minutes, ``accurate`` up to an
-        hour. It chooses what the others leave open.
+        How much effort: ``fast`` takes well under a minute on two CPU cores, ``balanced`` minutes, ``accurate`` up to
+        an hour. It chooses what the others leave open.
     prediction_length : int or None
         Steps the model learns to predict; longer horizons are fed back. The furthest of ``fh`` if that is known in
         ``fit``, else chosen from the data.
