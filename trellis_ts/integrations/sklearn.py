@@ -38,8 +38,10 @@ if TYPE_CHECKING:
 # One to read, one to learn to predict, one to choose the epoch by.
 _FEWEST_ROWS = 3
 # Arguments that are settings of ``trellis train`` by the same name.
-_SETTINGS = ("prediction_length", "context_length", "season_length", "loss", "width", "num_layers", "learning_rate")
-_SETTINGS += ("max_epochs", "max_time")
+_SETTINGS = (
+    *("prediction_length", "context_length", "season_length", "loss", "width", "num_layers"),
+    *("learning_rate", "max_epochs", "max_time"),
+)
 
 
 class TrellisRegressor(RegressorMixin, BaseEstimator):
