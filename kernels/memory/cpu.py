@@ -59,6 +59,7 @@ def cpu(
         *_activation_numbers(options),
         options.second_order,
         options.write_epsilon,
+        options.final_state,
     )
     return output.to(tokens.query.dtype), MemoryState(*state)
 
@@ -127,9 +128,10 @@ def _forward_alone(
     read_activation: int,
     second_order: bool,
     write_epsilon: float,
+    final_state: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     output = torch.empty_like(query, memory_format=torch.contiguous_format)
-    final_states = _empty_states(key_memory)
+    final_states = _empty_states(key_memory, final_state)
     run_forward(
         (query, key, value, target, log_forget, step_size),
         (key_memory, value_memory),
@@ -156,7 +158,7 @@ def _(
     value_memory: Tensor,
     *options: Any,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    return torch.empty_like(query, memory_format=torch.contiguous_format), *_empty_states(key_memory)
+    return torch.empty_like(query, memory_format=torch.contiguous_format), *_empty_states(key_memory, options[-1])
 
 
 @torch.library.custom_op("trellis::memory_cpu_backward", mutates_args=(), device_types="cpu")
@@ -211,8 +213,10 @@ def _(
     return [*token_gradients, *state_gradients]
 
 
-def _empty_states(memory: Tensor) -> tuple[Tensor, Tensor]:
-    """Two, because an operator's results must not share memory."""
+def _empty_states(memory: Tensor, wanted: bool) -> tuple[Tensor, Tensor]:
+    """Two, because an operator's results must not share memory; without room for numbers unless ``wanted``."""
+    if not wanted:
+        return memory.new_empty(0), memory.new_empty(0)
     return (
         torch.empty_like(memory, memory_format=torch.contiguous_format),
         torch.empty_like(memory, memory_format=torch.contiguous_format),
@@ -223,7 +227,7 @@ def _empty_gradients(
     tokens: Sequence[Tensor], memory: Tensor, with_state: bool
 ) -> tuple[list[Tensor], tuple[Tensor, Tensor]]:
     of_tokens = [torch.empty_like(tensor, memory_format=torch.contiguous_format) for tensor in tokens]
-    return of_tokens, _empty_states(memory) if with_state else (memory.new_empty(0), memory.new_empty(0))
+    return of_tokens, _empty_states(memory, with_state)
 
 
 def _setup_forward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
@@ -233,14 +237,14 @@ def _setup_forward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tens
 
 
 def _backward_of_forward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
-    inputs = ctx.saved_tensors
+    inputs, (*options, has_final_state) = ctx.saved_tensors, ctx.options
     likes = (inputs[0], inputs[6], inputs[7])
     given = [
-        like.new_zeros(()).expand(like.shape) if gradient is None else gradient
-        for gradient, like in zip(gradients, likes, strict=True)
+        like.new_zeros(()).expand(like.shape) if gradient is None or not is_wanted else gradient
+        for gradient, like, is_wanted in zip(gradients, likes, (True, has_final_state, has_final_state), strict=True)
     ]
     with_state = any(ctx.needs_input_grad[6:8])
-    results = torch.ops.trellis.memory_cpu_backward(*inputs, *given, *ctx.options, with_state)
+    results = torch.ops.trellis.memory_cpu_backward(*inputs, *given, *options, with_state)
     states = results[6:] if with_state else (None, None)
     return *results[:6], *states, *(None for _ in ctx.options)
 

@@ -6,9 +6,17 @@ A negative offset of a memory, or of a gradient of one, stands for zeros.
 from __future__ import annotations
 
 from trellis_ts.kernels.memory.cpu_activations import activations, largest_over_rows, over_rows
-from trellis_ts.kernels.memory.cpu_chunk_forward import decay_between, inner, read_chunk, run_reads, run_writes
+from trellis_ts.kernels.memory.cpu_chunk_forward import (
+    decay_between,
+    inner,
+    read_chunk,
+    run_reads,
+    run_writes,
+    start_rows,
+)
 from trellis_ts.kernels.memory.cpu_functions import function, inline
 from trellis_ts.kernels.memory.cpu_layout import (
+    BACK,
     CHUNK,
     DIM,
     KEY,
@@ -16,6 +24,7 @@ from trellis_ts.kernels.memory.cpu_layout import (
     LOG_FORGET,
     NONE,
     NUM_SLOTS,
+    NUM_TOKENS,
     ONE,
     OUTPUT,
     QUERY,
@@ -117,12 +126,12 @@ def pull_back_token(scratch, layout, part, memory, n, t, sizes, epsilon):
         x = decay_between(scratch, layout, t, j) * inner(scratch, part.gram, t, n + j)
         store(scratch, coefficients + (j - t) * WIDTH, x)
     decay = decay_between(scratch, layout, t, n - 1)
-    combine(scratch, gw, gw_start, decay, coefficients, LANES, layout.pull + (n + t) * slots, slots, n - t, slots)
+    combine(scratch, gw, gw_start, decay, coefficients, LANES, layout.pull + (n + t) * slots, slots, n - t, size)
     for j in range(t + 1, n):
         x = decay_between(scratch, layout, t, j - 1) * inner(scratch, part.gram, t, j)
         store(scratch, coefficients + (j - t - 1) * WIDTH, x)
     one = zero(scratch) + 1.0
-    combine(scratch, gw, gw, one, coefficients, LANES, zbar + slots, slots, n - 1 - t, slots)
+    combine(scratch, gw, gw, one, coefficients, LANES, zbar + slots, slots, n - 1 - t, size)
 
     step, to = load(scratch, layout.step + t * WIDTH), layout.step_gradient + t * WIDTH
     store(scratch, to, load(scratch, to) - inner_product(scratch, u, gw, size))
@@ -147,7 +156,7 @@ def pull_back_token(scratch, layout, part, memory, n, t, sizes, epsilon):
         fill_zero(scratch, zbar, size)
     if memory >= 0:
         decay, read_gradient = load(scratch, layout.decay + (t + 1) * WIDTH), layout.pull + (n + t) * slots
-        through = inner_product(scratch, read_gradient, part.start + t * slots, size)
+        through = inner_product(scratch, read_gradient, part.start + (n + t) * slots, size)
         add_flow(scratch, layout, ZERO, t + 1, decay * through)
 
 
@@ -223,20 +232,21 @@ def backward_chunk(
     Of a chunk that ``is_kept``, its replay has left the writes.
     """
     num_slots, dim, slots, dims = load_one(sizes, NUM_SLOTS), load_one(sizes, DIM), layout.slots, layout.dims
-    load_chunk(scratch, layout, addresses, places, strides, sizes, first, n, ONE)
+    num_tokens = load_one(sizes, NUM_TOKENS)
+    load_chunk(scratch, layout, addresses, places, strides, sizes, first, n, ONE, BACK)
     for t in range(n):
         to = layout.value.rows + (n + t) * dims
-        load_token(scratch, to, addresses, places, strides, OUTPUT, first + t, dim)
+        later = first + t - CHUNK if first > 0 else num_tokens
+        load_token(scratch, to, addresses, places, strides, OUTPUT, first + t, later, num_tokens, dim)
     if is_kept:
-        rows, value_rows = layout.key.rows, layout.value.rows
-        inner_products(scratch, layout.key.gram, rows, n, rows, n, dims, dim)
-        inner_products(scratch, layout.value.gram, value_rows, n, value_rows, n, dims, dim)
+        start_rows(scratch, layout, layout.key, key, n, 2 * n, n, sizes)
+        start_rows(scratch, layout, layout.value, value, n, 2 * n, n, sizes)
     else:
-        run_writes(scratch, layout, layout.key, key, n, sizes, epsilon)
-        run_writes(scratch, layout, layout.value, value, n, sizes, epsilon)
-    run_reads(scratch, layout, layout.key, key, n, sizes)
+        run_writes(scratch, layout, layout.key, key, n, 2 * n, sizes, epsilon)
+        run_writes(scratch, layout, layout.value, value, n, 2 * n, sizes, epsilon)
+    run_reads(scratch, layout, layout.key, n, sizes)
     read_chunk(scratch, layout, n, sizes)
-    run_reads(scratch, layout, layout.value, value, n, sizes)
+    run_reads(scratch, layout, layout.value, n, sizes)
     fill_zero(scratch, layout.target_gradient, n * slots)
     fill_zero(scratch, layout.step_gradient, n * WIDTH)
     fill_zero(scratch, layout.flows, (CHUNK + 1) * (CHUNK + 1) * WIDTH)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from trellis_ts.kernels.memory.cpu_activations import activations, largest_over_rows, over_rows
 from trellis_ts.kernels.memory.cpu_functions import function, inline
-from trellis_ts.kernels.memory.cpu_layout import CHUNK, DIM, LANES, NUM_SLOTS, READ, WRITE
+from trellis_ts.kernels.memory.cpu_layout import CHUNK, DIM, LANES, NUM_SLOTS, READ, WRITE, ZERO
 from trellis_ts.kernels.memory.cpu_products import (
     add_outer_products,
     combine,
@@ -35,22 +35,34 @@ def inner(scratch, matrix, i, j):
 
 
 @function
-def run_writes(scratch, layout, part, memory, n, sizes, epsilon):
-    """Compute z and u of every token of a chunk, one after the other. A negative ``memory`` stands for zero."""
-    num_slots, dim, slots = load_one(sizes, NUM_SLOTS), load_one(sizes, DIM), layout.slots
+def start_rows(scratch, layout, part, memory, first, last, n, sizes):
+    """Compute the products of some of a chunk's rows with the memory before it, and those of every w with all rows."""
+    num_slots, dim, slots, dims = load_one(sizes, NUM_SLOTS), load_one(sizes, DIM), layout.slots, layout.dims
+    start = part.start + first * slots
     if memory >= 0:
-        multiply(scratch, layout.start, part.rows, n, memory, layout, num_slots, dim)
+        multiply(scratch, start, part.rows + first * dims, last - first, memory, layout, num_slots, dim)
     else:
-        fill_zero(scratch, layout.start, n * slots)
-    inner_products(scratch, part.gram, part.rows, n, part.rows, n, layout.dims, dim)
-    size, per_slot, coefficients = num_slots * WIDTH, 1.0 / num_slots, layout.coefficients
+        fill_zero(scratch, start, (last - first) * slots)
+    inner_products(scratch, part.gram, part.rows, n, part.rows, last, dims, dim)
+
+
+@function
+def run_writes(scratch, layout, part, memory, n, num_rows, sizes, epsilon):
+    """Compute z and u of every token of a chunk, one after the other. A negative ``memory`` stands for zero.
+
+    What reads will need of the memory before the chunk is computed along if ``num_rows`` is 2 n.
+    """
+    slots = layout.slots
+    start_rows(scratch, layout, part, memory, ZERO, num_rows, n, sizes)
+    num_slots, coefficients = load_one(sizes, NUM_SLOTS), layout.coefficients
+    size, per_slot = num_slots * WIDTH, 1.0 / num_slots
     for t in range(n):
         z, u = part.z + t * slots, part.u + t * slots
         for i in range(t):
             x = decay_between(scratch, layout, i, t - 1) * inner(scratch, part.gram, i, t)
             store(scratch, coefficients + i * WIDTH, x)
         decay = load(scratch, layout.decay + t * WIDTH)
-        combine(scratch, z, layout.start + t * slots, decay, coefficients, LANES, part.written, slots, t, slots)
+        combine(scratch, z, part.start + t * slots, decay, coefficients, LANES, part.written, slots, t, size)
         write_gradient(
             scratch,
             z,
@@ -69,22 +81,16 @@ def run_writes(scratch, layout, part, memory, n, sizes, epsilon):
 
 
 @function
-def run_reads(scratch, layout, part, memory, n, sizes):
-    """Compute the products of every x with the memory after its token's write; ``run_writes`` has been."""
-    num_slots, dim, slots = load_one(sizes, NUM_SLOTS), load_one(sizes, DIM), layout.slots
-    reads = part.rows + n * layout.dims
-    if memory >= 0:
-        multiply(scratch, part.start, reads, n, memory, layout, num_slots, dim)
-    else:
-        fill_zero(scratch, part.start, n * slots)
-    inner_products(scratch, part.gram + n * WIDTH, part.rows, n, reads, n, layout.dims, dim)
+def run_reads(scratch, layout, part, n, sizes):
+    """Compute the products of every x with the memory after its token's write; ``start_rows`` has been."""
+    slots, size = layout.slots, load_one(sizes, NUM_SLOTS) * WIDTH
     for t in range(n):
         for i in range(t + 1):
             x = decay_between(scratch, layout, i, t) * inner(scratch, part.gram, i, n + t)
             store(scratch, layout.coefficients + i * WIDTH, x)
         decay, at = load(scratch, layout.decay + (t + 1) * WIDTH), t * slots
-        to, start = part.reads + at, part.start + at
-        combine(scratch, to, start, decay, layout.coefficients, LANES, part.written, slots, t + 1, slots)
+        to, start = part.reads + at, part.start + n * slots + at
+        combine(scratch, to, start, decay, layout.coefficients, LANES, part.written, slots, t + 1, size)
 
 
 @function
@@ -131,4 +137,4 @@ def output_chunk(scratch, layout, memory, n, sizes):
             x = decay_between(scratch, layout, i, t) * inner(scratch, layout.products, i, t)
             store(scratch, layout.coefficients + i * WIDTH, x)
         decay, row = load(scratch, layout.decay + (t + 1) * WIDTH), layout.rows + t * layout.dims
-        combine(scratch, row, row, decay, layout.coefficients, LANES, part.rows, layout.dims, t + 1, layout.dims)
+        combine(scratch, row, row, decay, layout.coefficients, LANES, part.rows, layout.dims, t + 1, dim * WIDTH)

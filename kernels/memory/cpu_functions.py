@@ -7,7 +7,9 @@ translated to LLVM's code and left at that until a kernel calls it, which halves
 
 from __future__ import annotations
 
-from numba import njit
+import ctypes
+
+from numba import cfunc, njit, types
 from numba.core.codegen import JITCodeLibrary
 from numba.core.compiler import Compiler
 
@@ -53,3 +55,15 @@ _PART = {
 INLINE = {**_PART, "forceinline": True}
 inline = njit(**INLINE)
 function = njit(**_PART, forceinline=False)
+
+
+def build_entry(kernel, scalar, cache):
+    """Compile a kernel that takes one address, for ``numba.float32`` or ``numba.float64``, or find it in Numba's cache.
+
+    Returns:
+        What ctypes calls at the compiled kernel's address, without the interpreter lock.
+    """
+    compiled = cfunc(types.void(types.CPointer(scalar)), cache=cache, error_model="numpy")(kernel)
+    entry = ctypes.CFUNCTYPE(None, ctypes.c_void_p)(compiled.address)
+    entry.compiled = compiled  # the code is in its memory
+    return entry

@@ -8,66 +8,104 @@ other, token by token, from products between tokens. The result is the exact rec
 
 from __future__ import annotations
 
-from numba import njit, types
-
 from trellis_ts.kernels.memory.cpu_chunk_backward import backward_chunk
 from trellis_ts.kernels.memory.cpu_chunk_forward import output_chunk, read_chunk, run_reads, run_writes, write_chunk
-from trellis_ts.kernels.memory.cpu_functions import function, inline
+from trellis_ts.kernels.memory.cpu_functions import build_entry, function, inline
 from trellis_ts.kernels.memory.cpu_layout import (
+    ADDRESSES,
+    BLOCK,
     CHUNK,
     DIM,
+    EPSILON,
     KEY_FINAL,
     KEY_STATE,
     KEY_STATE_GRADIENT,
+    NEXT_ROW,
+    NEXT_THREAD,
     NONE,
     NUM_HEADS,
+    NUM_ROWS,
     NUM_SLOTS,
     NUM_TOKENS,
     ONE,
     OUTPUT,
+    PLACES_BYTES,
+    SCRATCH,
+    SCRATCH_BYTES,
     SEGMENT,
+    STRIDES,
     TOKEN_RESULTS,
     VALUE_FINAL,
     VALUE_STATE,
     VALUE_STATE_GRADIENT,
     WHOLE,
-    WITH_STATE_GRADIENTS,
+    WITH_STATES,
     ZERO,
     make_layout,
     num_chunks,
 )
 from trellis_ts.kernels.memory.cpu_transfer import find_rows, load_chunk, load_memory, save_memory, save_rows
-from trellis_ts.kernels.memory.cpu_vectors import WIDTH, load_one, pointer
+from trellis_ts.kernels.memory.cpu_vectors import WIDTH, after, as_integers, load_double, load_one, pointer_to, take
 
 # Numba finds its cache by this file's text alone. So that a change in the files it imports counts as well, here is a
 # digest of theirs; a test says what it has to be.
-IMPORTED = "a26b303c5945ef47"
+IMPORTED = "f5e682ed028306fc"
 
 _make_layout, _num_chunks = inline(make_layout), inline(num_chunks)
 
 
 def build_forward(scalar, *, cache=True):
     """Compile for ``numba.float32`` or ``numba.float64``, or find it in Numba's cache."""
-    return _build(forward_rows, scalar, cache)
+    return build_entry(forward, scalar, cache)
 
 
 def build_backward(scalar, *, cache=True):
     """As ``build_forward``."""
-    return _build(backward_rows, scalar, cache)
+    return build_entry(backward, scalar, cache)
 
 
-def _build(kernel, scalar, cache):
-    numbers, integers, matrix = types.Array(scalar, 1, "C"), types.Array(types.int64, 1, "C"), types.int64[:, ::1]
-    signature = types.void(integers, integers, matrix, integers, scalar, numbers, types.int64, types.int64)
-    return njit(signature, cache=cache, nogil=True, error_model="numpy")(kernel)
+def forward(data):
+    """Compute outputs and final states; ``data`` is the address of a problem, whose type says that of the numbers.
+
+    As many threads as there is scratch for may run this at once on the same problem.
+    """
+    problem = as_integers(data)
+    places, scratch = own_scratch(data, problem)
+    first, num_rows, block = take_rows(problem), load_one(problem, NUM_ROWS), load_one(problem, BLOCK)
+    while first < num_rows:
+        forward_rows(problem, places, scratch, first, min(first + block, num_rows))
+        first = take_rows(problem)
 
 
-def forward_rows(sizes, addresses, strides, places, epsilon, scratch, first_row, last_row):
-    """Compute outputs and final states of some rows."""
-    sizes, addresses, strides = pointer(sizes), pointer(addresses), pointer(strides)
-    places, scratch = pointer(places), pointer(scratch)
+def backward(data):
+    """Compute all gradients, as ``forward`` does outputs."""
+    problem = as_integers(data)
+    places, scratch = own_scratch(data, problem)
+    first, num_rows, block = take_rows(problem), load_one(problem, NUM_ROWS), load_one(problem, BLOCK)
+    while first < num_rows:
+        backward_rows(problem, places, scratch, first, min(first + block, num_rows))
+        first = take_rows(problem)
+
+
+@inline
+def own_scratch(data, problem):
+    """Return where a thread looks up the places of rows, and its scratch."""
+    shift = take(problem, NEXT_THREAD, 1) * load_one(problem, SCRATCH_BYTES)
+    address = load_one(problem, SCRATCH) + shift
+    return as_integers(pointer_to(data, address)), pointer_to(data, address + PLACES_BYTES)
+
+
+@inline
+def take_rows(problem):
+    return take(problem, NEXT_ROW, load_one(problem, BLOCK))
+
+
+@function
+def forward_rows(problem, places, scratch, first_row, last_row):
+    sizes, addresses, strides = problem, after(problem, ADDRESSES), after(problem, STRIDES)
     num_tokens, num_slots, dim = load_one(sizes, NUM_TOKENS), load_one(sizes, NUM_SLOTS), load_one(sizes, DIM)
-    num_heads = load_one(sizes, NUM_HEADS)
+    num_heads, wants_states = load_one(sizes, NUM_HEADS), load_one(sizes, WITH_STATES) != 0
+    epsilon = load_double(sizes, EPSILON)
     layout = _make_layout(num_slots, dim, NONE)
     key_memory, value_memory = layout.states, layout.states + layout.memory
     for row in range(first_row, last_row, WIDTH):
@@ -80,21 +118,23 @@ def forward_rows(sizes, addresses, strides, places, epsilon, scratch, first_row,
             value = value_memory
         for first in range(0, num_tokens, CHUNK):
             n = min(CHUNK, num_tokens - first)
-            load_chunk(scratch, layout, addresses, places, strides, sizes, first, n, ONE)
-            run_writes(scratch, layout, layout.key, key, n, sizes, epsilon)
-            run_reads(scratch, layout, layout.key, key, n, sizes)
+            load_chunk(scratch, layout, addresses, places, strides, sizes, first, n, ONE, WHOLE)
+            run_writes(scratch, layout, layout.key, key, n, 2 * n, sizes, epsilon)
+            run_reads(scratch, layout, layout.key, n, sizes)
             read_chunk(scratch, layout, n, sizes)
-            run_writes(scratch, layout, layout.value, value, n, sizes, epsilon)
+            run_writes(scratch, layout, layout.value, value, n, n, sizes, epsilon)
             output_chunk(scratch, layout, value, n, sizes)
             for t in range(n):
                 source, shift = layout.rows + t * layout.dims, (first + t) * num_heads * dim
                 address = load_one(addresses, OUTPUT)
                 save_rows(scratch, source, address, places, TOKEN_RESULTS, dim, shift, dim, num_rows)
-            write_chunk(scratch, layout, layout.key, key, key_memory, n, sizes)
-            write_chunk(scratch, layout, layout.value, value, value_memory, n, sizes)
-            key, value = key_memory, value_memory
-        save_memory(scratch, key, addresses, places, KEY_FINAL, num_slots, dim, layout.width, num_rows)
-        save_memory(scratch, value, addresses, places, VALUE_FINAL, num_slots, dim, layout.width, num_rows)
+            if wants_states or first + n < num_tokens:
+                write_chunk(scratch, layout, layout.key, key, key_memory, n, sizes)
+                write_chunk(scratch, layout, layout.value, value, value_memory, n, sizes)
+                key, value = key_memory, value_memory
+        if wants_states:
+            save_memory(scratch, key, addresses, places, KEY_FINAL, num_slots, dim, layout.width, num_rows)
+            save_memory(scratch, value, addresses, places, VALUE_FINAL, num_slots, dim, layout.width, num_rows)
 
 
 @function
@@ -103,19 +143,19 @@ def replay(scratch, layout, addresses, places, strides, sizes, epsilon, key, val
 
     What the way back needs of them stays where ``layout`` keeps it.
     """
-    load_chunk(scratch, layout, addresses, places, strides, sizes, first, WHOLE, ZERO)
-    run_writes(scratch, layout, layout.key, key, WHOLE, sizes, epsilon)
+    load_chunk(scratch, layout, addresses, places, strides, sizes, first, WHOLE, ZERO, WHOLE)
+    run_writes(scratch, layout, layout.key, key, WHOLE, WHOLE, sizes, epsilon)
     write_chunk(scratch, layout, layout.key, key, key_to, WHOLE, sizes)
-    run_writes(scratch, layout, layout.value, value, WHOLE, sizes, epsilon)
+    run_writes(scratch, layout, layout.value, value, WHOLE, WHOLE, sizes, epsilon)
     write_chunk(scratch, layout, layout.value, value, value_to, WHOLE, sizes)
 
 
-def backward_rows(sizes, addresses, strides, places, epsilon, scratch, first_row, last_row):
-    """Compute all gradients of some rows."""
-    sizes, addresses, strides = pointer(sizes), pointer(addresses), pointer(strides)
-    places, scratch = pointer(places), pointer(scratch)
+@function
+def backward_rows(problem, places, scratch, first_row, last_row):
+    sizes, addresses, strides = problem, after(problem, ADDRESSES), after(problem, STRIDES)
     num_tokens, num_slots, dim = load_one(sizes, NUM_TOKENS), load_one(sizes, NUM_SLOTS), load_one(sizes, DIM)
-    segment, wants_states = load_one(sizes, SEGMENT), load_one(sizes, WITH_STATE_GRADIENTS) != 0
+    segment, wants_states = load_one(sizes, SEGMENT), load_one(sizes, WITH_STATES) != 0
+    epsilon = load_double(sizes, EPSILON)
     layout = _make_layout(num_slots, dim, NONE)
     width, pair = layout.width, 2 * layout.memory
     gradients, checkpoints = layout.states, layout.states + pair

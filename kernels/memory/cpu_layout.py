@@ -17,16 +17,23 @@ CHUNK = 8
 
 # What is handed to a function is a NumPy integer: Numba would compile it anew for every literal it is called with. Only
 # products are called with literal strides on purpose, so that their inner loops have few pointers to step.
-NONE, ZERO, ONE, LANES, WHOLE = np.array((-1, 0, 1, WIDTH, CHUNK))
+NONE, ZERO, ONE, LANES, WHOLE, BACK = np.array((-1, 0, 1, WIDTH, CHUNK, -CHUNK))
 
-# Sizes of a problem, its tensors' addresses and strides (the inputs are strided, the results contiguous); cpu.py
-# writes them.
-NUM_TOKENS, NUM_HEADS, NUM_SLOTS, DIM, WRITE, READ, SECOND_ORDER, SEGMENT, WITH_STATE_GRADIENTS = np.arange(9)
+# A problem is an array of integers that cpu_run.py writes: sizes and choices (WITH_STATES: whether the forward pass
+# returns final states, or the backward pass the initial ones' gradients), the bits of epsilon as float64, how its rows
+# are shared out, and the addresses and strides of its tensors (the inputs are strided, the results contiguous).
+NUM_TOKENS, NUM_HEADS, NUM_SLOTS, DIM, WRITE, READ, SECOND_ORDER, SEGMENT, WITH_STATES, EPSILON = np.arange(10)
+# Threads take BLOCK rows at a time, counted in NEXT_ROW, and each a part of scratch, counted in NEXT_THREAD.
+NUM_ROWS, BLOCK, NEXT_ROW, NEXT_THREAD, SCRATCH, SCRATCH_BYTES = np.arange(10, 16)
+ADDRESSES = np.int64(16)
+STRIDES = ADDRESSES + 19
+PROBLEM_SIZE = int(STRIDES) + 4 * 11
+# Those tensors:
 QUERY, KEY, VALUE, TARGET, LOG_FORGET, STEP, OUTPUT, KEY_STATE, VALUE_STATE, KEY_FINAL, VALUE_FINAL = np.arange(11)
 NUM_STRIDED = 11
 # Beside the places of strided tensors, those of rows in results: in steps of one row's numbers.
 TOKEN_RESULTS, STATE_RESULTS = np.arange(11, 13)
-NUM_PLACES = 13 * WIDTH
+PLACES_BYTES = 13 * WIDTH * 8
 # In the forward pass OUTPUT, KEY_FINAL and VALUE_FINAL are results; in the backward pass they hold gradients, and these
 # follow: of the six inputs and the two states.
 GRADIENTS = np.int64(11)
@@ -41,7 +48,7 @@ class Pass(NamedTuple):
     """
 
     rows: int  # [2 n, dim]: every w, then every x
-    start: int  # [n, slot]: every x times the memory before the chunk
+    start: int  # [2 n, slot]: every row times the memory before the chunk
     z: int  # [n, slot]; this and the next three lie side by side
     gate: int  # [n, slot]: sigmoid of z
     u: int  # [n, slot]
@@ -69,7 +76,6 @@ class Layout(NamedTuple):
     read_gate: int  # [n, slot]
     read_scale: int  # [n]
     coefficients: int  # [2 n]
-    start: int  # [n, slot]: every w times the memory before the chunk
     scaled: int  # [2 n, slot]
     products: int  # [n, 2 n]: inner products of what was written with r, or with every zbar and read gradient
     rows: int  # [2 n, dim]: results over features
@@ -97,29 +103,28 @@ def make_pass(at, kept, slots, dims):
         gate=kept + n * slots,
         u=kept + 2 * n * slots,
         written=kept + 3 * n * slots,
-        reads=start + n * slots,
-        gram=start + 2 * n * slots,
+        reads=start + 2 * n * slots,
+        gram=start + 3 * n * slots,
     )
 
 
 def make_layout(num_slots, dim, kept):
     """Return where everything lies for memories of this size; what is kept of a chunk at ``kept`` unless negative."""
-    slots, dims = (num_slots + 3) // 4 * 4 * WIDTH, (dim + 3) // 4 * 4 * WIDTH
-    # Two vectors more than there are features, lest all slots' data fall into the same few cache lines.
-    width = dims + 2 * WIDTH
+    # Two vectors more than there are features or slots, lest all rows' data fall into the same few cache lines.
+    slots, dims = ((num_slots + 3) // 4 * 4 + 2) * WIDTH, ((dim + 3) // 4 * 4 + 2) * WIDTH
+    width = dims
     n = CHUNK
     at = n * slots  # the target comes first
     forget, step, decay, decays = at, at + n * WIDTH, at + 2 * n * WIDTH, at + (3 * n + 1) * WIDTH
     at = decays + n * n * WIDTH
-    size = 2 * n * dims + 2 * n * slots + 2 * n * n * WIDTH
+    size = 2 * n * dims + 3 * n * slots + 2 * n * n * WIDTH
     r = at + 2 * size + 8 * n * slots
     if kept < 0:
         kept = at + 2 * size
     key = make_pass(at, kept, slots, dims)
     value = make_pass(at + size, kept + 4 * n * slots, slots, dims)
     read_scale = r + 2 * n * slots
-    start = read_scale + 3 * n * WIDTH
-    scaled = start + n * slots
+    scaled = read_scale + 3 * n * WIDTH
     products = scaled + 2 * n * slots
     rows = products + 2 * n * n * WIDTH
     work = rows + 2 * n * dims
@@ -133,7 +138,7 @@ def make_layout(num_slots, dim, kept):
         slots=slots,
         dims=dims,
         width=width,
-        memory=slots // WIDTH * width,
+        memory=(num_slots + 3) // 4 * 4 * width,
         kept=8 * n * slots,
         target=0,
         forget=forget,
@@ -146,7 +151,6 @@ def make_layout(num_slots, dim, kept):
         read_gate=r + n * slots,
         read_scale=read_scale,
         coefficients=read_scale + n * WIDTH,
-        start=start,
         scaled=scaled,
         products=products,
         rows=rows,

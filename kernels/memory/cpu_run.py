@@ -6,17 +6,15 @@ Numba is imported, and anything compiled, only when the first call runs.
 from __future__ import annotations
 
 import ctypes
-import functools
 import itertools
 import logging
 import math
 import os
 import struct
 import threading
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from enum import Enum
 from functools import cache, lru_cache
 from importlib.util import find_spec
@@ -34,16 +32,15 @@ logger = logging.getLogger(__name__)
 # Looked for, not imported: that takes a while, and is left to the first use.
 HAS_NUMBA = find_spec("numba") is not None
 
-Kernel = Callable[..., None]
-Work = Callable[[int, int], None]
+Kernel = Callable[[int], None]
 
 # What the chunks of eight rows may take in the backward pass before they are recomputed in segments: a thread's share
 # of the last cache.
 _CHUNKS_BYTES = 4 << 20
 # Below this many multiplications and additions another thread costs more than it saves.
 _LEAST_WORK_PER_THREAD = 200_000
-# Inputs and output come first among a kernel's tensors; with the states before and after, these have strides.
-_NUM_TOKEN_TENSORS, _NUM_STRIDED = 7, 11
+# Inputs and output come first among a kernel's tensors.
+_NUM_TOKEN_TENSORS = 7
 # Blocks of rows per thread: a thread that is held up leaves its blocks to the others.
 _BLOCKS_PER_THREAD = 4
 # Scratch of a thread that may be kept for the next call.
@@ -60,7 +57,10 @@ def run_forward(
     activations: tuple[int, int],
     epsilon: float,
 ) -> None:
-    """Compute a sequence's output and final states into the tensors given; these may be the initial ones."""
+    """Compute a sequence's output and, if there is room for them, final states into the tensors given.
+
+    The final states may be the initial ones; empty, they are not computed.
+    """
     kernel = _kernel(KernelName.FORWARD, output.dtype)
     from trellis_ts.kernels.memory import cpu_layout
 
@@ -68,10 +68,9 @@ def run_forward(
     inputs, strides = _strided([*tokens, output, *states])
     _run_sequences(
         kernel,
-        sizes=(*sizes, *activations, True, 1, False),
+        choices=(*sizes, *activations, True, 1, final_states[0].numel() > 0, _bits(epsilon)),
         tensors=(*inputs, *final_states),
         strides=strides,
-        epsilon=epsilon,
         num_rows=len(output) * num_heads,
         work_per_row=14 * num_tokens * num_slots * dim,
         scratch_size=cpu_layout.forward_scratch_size(num_slots, dim),
@@ -99,10 +98,9 @@ def run_backward(
     inputs, strides = _strided([*tokens, output_gradient, *states, *final_gradients])
     _run_sequences(
         kernel,
-        sizes=(*sizes, *activations, second_order, segment, state_gradients[0].numel() > 0),
+        choices=(*sizes, *activations, second_order, segment, state_gradients[0].numel() > 0, _bits(epsilon)),
         tensors=(*inputs, *token_gradients, *state_gradients),
         strides=strides,
-        epsilon=epsilon,
         num_rows=len(output_gradient) * num_heads,
         work_per_row=56 * num_tokens * num_slots * dim,
         scratch_size=cpu_layout.backward_scratch_size(num_slots, dim, num_tokens, segment),
@@ -118,31 +116,32 @@ def plan_step(problem: Problem, activations: tuple[int, int]) -> Callable[[Seque
     from trellis_ts.kernels.memory.cpu_step import NUM_ENTRIES, NUM_FIELDS
 
     num_rows, num_slots, dim = problem.num_rows, problem.num_slots, problem.head_dim
-    (epsilon_bits,) = struct.unpack("q", struct.pack("d", problem.options.write_epsilon))
-    numbers = (num_slots, dim, *activations, epsilon_bits)
-    pack = struct.Struct(f"{NUM_ENTRIES}q").pack
     work_per_row = 14 * num_slots * dim
-    is_small = num_rows * work_per_row < 2 * _LEAST_WORK_PER_THREAD
-    free: list[tuple[int, Any]] = []  # scratch, address first
-
-    def work(addresses: tuple[int, ...], first: int, last: int) -> None:
-        if free:
-            scratch = free.pop()
-        else:
-            memory = ctypes.create_string_buffer(NUM_FIELDS * num_slots * problem.dtype.itemsize)
-            scratch = ctypes.addressof(memory), memory
-        kernel(pack(*numbers, scratch[0], first, last, *addresses))
-        free.append(scratch)
+    most_threads = max(1, min(num_rows, num_rows * work_per_row // _LEAST_WORK_PER_THREAD))
+    numbers = (num_slots, dim, *activations, _bits(problem.options.write_epsilon), num_rows)
+    layout = struct.Struct(f"{NUM_ENTRIES}q")
+    scratch_bytes = NUM_FIELDS * num_slots * problem.dtype.itemsize
+    free: list[tuple[int, int, Any]] = []  # memory for a call: threads it is enough for, address, and itself
 
     def run(tensors: Sequence[Tensor]) -> None:
-        addresses = tuple(map(Tensor.data_ptr, tensors))
-        if is_small:
-            work(addresses, 0, num_rows)
-            return
-        worker = nullcontext(functools.partial(work, addresses))
-        _over_rows(lambda: worker, num_rows=num_rows, work_per_row=work_per_row, rows_at_once=1)
+        num_threads = 1 if most_threads == 1 else min(most_threads, torch.get_num_threads())
+        memory = free.pop() if free else (0, 0, None)
+        if memory[0] < num_threads:
+            buffer = ctypes.create_string_buffer(layout.size + num_threads * scratch_bytes)
+            memory = num_threads, ctypes.addressof(buffer), buffer
+        _, address, buffer = memory
+        block = _block(num_rows, num_threads, 1)
+        layout.pack_into(buffer, 0, *numbers, block, 0, 0, address + layout.size, *map(Tensor.data_ptr, tensors))
+        _together(kernel, address, num_threads)
+        free.append(memory)
 
     return run
+
+
+def _bits(number: float) -> int:
+    """Return the bits of a float64 as an integer, to be handed over among integers."""
+    bits: int = struct.unpack("q", struct.pack("d", number))[0]
+    return bits
 
 
 _NUMPY_DTYPES = {torch.float32: np.float32, torch.float64: np.float64}
@@ -245,89 +244,56 @@ def _strided(tensors: Sequence[Tensor]) -> tuple[list[Tensor], list[tuple[int, .
 def _run_sequences(
     kernel: Kernel,
     *,
-    sizes: tuple[int, ...],
+    choices: tuple[int, ...],
     tensors: Sequence[Tensor],
     strides: list[tuple[int, ...]],
-    epsilon: float,
     num_rows: int,
     work_per_row: int,
     scratch_size: int,
 ) -> None:
+    from trellis_ts.kernels.memory.cpu_layout import ADDRESSES, PLACES_BYTES, PROBLEM_SIZE, STRIDES
+
     dtype = tensors[0].dtype
-    from trellis_ts.kernels.memory.cpu_layout import NUM_PLACES
-
-    integers = np.array(sizes, dtype=np.int64)
-    addresses = np.array([tensor.data_ptr() for tensor in tensors], dtype=np.int64)
-    table = np.zeros((_NUM_STRIDED, 4), dtype=np.int64)
-    table[: len(strides)] = strides
-
-    @contextmanager
-    def worker() -> Iterator[Work]:
-        places = np.empty(NUM_PLACES, dtype=np.int64)
-        with _scratch(scratch_size, dtype) as scratch:
-            yield lambda first, last: kernel(integers, addresses, table, places, epsilon, scratch, first, last)
-
-    _over_rows(worker, num_rows=num_rows, work_per_row=work_per_row, rows_at_once=_LANES)
-
-
-def _over_rows(
-    worker: Callable[[], AbstractContextManager[Work]], *, num_rows: int, work_per_row: int, rows_at_once: int
-) -> None:
-    """Work on all rows, in blocks that as many threads as PyTorch would use take in turn, each with its own worker.
-
-    A row is worked on by one thread from beginning to end, independent of those beside it, so the numbers do not
-    depend on how many threads there are.
-    """
-    num_groups = -(-num_rows // rows_at_once)
+    num_groups = -(-num_rows // _LANES)
     num_threads = max(1, min(torch.get_num_threads(), num_groups, num_rows * work_per_row // _LEAST_WORK_PER_THREAD))
-    if num_threads == 1:
-        with worker() as work:
-            work(0, num_rows)
-        return
-    num_blocks = min(num_groups, num_threads * _BLOCKS_PER_THREAD)
-    bounds = [min(num_rows, num_groups * i // num_blocks * rows_at_once) for i in range(num_blocks + 1)]
-    blocks = deque(itertools.pairwise(bounds))
-
-    def take_blocks() -> None:
-        with worker() as work:
-            while True:
-                try:
-                    first, last = blocks.popleft()
-                except IndexError:
-                    return
-                work(first, last)
-
-    _together(take_blocks, num_threads)
+    thread_bytes = PLACES_BYTES + -(-scratch_size * dtype.itemsize // 64) * 64
+    problem = np.zeros(PROBLEM_SIZE, dtype=np.int64)
+    with _scratch(num_threads * thread_bytes // dtype.itemsize, dtype) as scratch:
+        block = _block(num_groups, num_threads, _LANES)
+        problem[:ADDRESSES] = (*choices, num_rows, block, 0, 0, scratch.ctypes.data, thread_bytes)
+        problem[ADDRESSES : ADDRESSES + len(tensors)] = [tensor.data_ptr() for tensor in tensors]
+        problem[STRIDES : STRIDES + 4 * len(strides)] = list(itertools.chain.from_iterable(strides))
+        _together(kernel, problem.ctypes.data, num_threads)
 
 
-def _together(work: Callable[[], None], num_threads: int) -> None:
-    """Run the same function in several threads at once: in PyTorch's own where they can be had.
+def _block(num_groups: int, num_threads: int, rows_per_group: int) -> int:
+    """Return how many rows a thread takes at a time: all if it is alone, or few, so that others can take over."""
+    return -(-num_groups // (1 if num_threads == 1 else num_threads * _BLOCKS_PER_THREAD)) * rows_per_group
 
-    After each of its operations PyTorch's threads stay awake for a while, waiting for the next; others beside them
-    would have to share the cores with them. In a fork they do not exist.
+
+def _together(kernel: Kernel, problem: int, num_threads: int) -> None:
+    """Run a kernel in several threads on one problem: in PyTorch's own where they can be had.
+
+    Each takes rows until none are left. A row is worked on by one thread from beginning to end, independent of those
+    beside it, so the numbers do not depend on how many threads there are. After each of its operations PyTorch's
+    threads stay awake for a while, waiting for the next; others beside them would have to share the cores with them. In
+    a fork they do not exist.
     """
-    team = _openmp_team()
-    if team is None or os.getpid() != _PROCESS:
-        others = [_pool(os.getpid(), num_threads - 1).submit(work) for _ in range(num_threads - 1)]
-        work()
-        for other in others:
-            other.result()
+    if num_threads == 1:
+        kernel(problem)
         return
-    errors: list[BaseException] = []
-
-    def member(_: object) -> None:
-        try:
-            work()
-        except BaseException as error:  # it cannot pass through OpenMP
-            errors.append(error)
-
-    team(_Member(member), None, num_threads, 0)
-    if errors:
-        raise errors[0]
+    team = _openmp_team()
+    if team is not None and os.getpid() == _PROCESS:
+        team(kernel, problem, num_threads, 0)
+        return
+    others = [_pool(os.getpid(), num_threads - 1).submit(kernel, problem) for _ in range(num_threads - 1)]
+    kernel(problem)
+    for other in others:
+        other.result()
 
 
 _PROCESS = os.getpid()
-_Member = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
+_Entry = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
 
 
 @cache
@@ -337,7 +303,7 @@ def _openmp_team() -> Callable[..., None] | None:
     if not library.exists():
         return None
     team: Callable[..., None] = ctypes.CDLL(str(library)).GOMP_parallel
-    team.argtypes = [_Member, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint]  # type: ignore[attr-defined]
+    team.argtypes = [_Entry, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint]  # type: ignore[attr-defined]
     team.restype = None  # type: ignore[attr-defined]
     return team
 

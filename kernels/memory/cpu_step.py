@@ -6,19 +6,16 @@ eight neighbouring features or eight slots, whose numbers must therefore be mult
 
 from __future__ import annotations
 
-import ctypes
-
-from numba import cfunc, types
-
 from trellis_ts.kernels.memory.cpu_activations import (
     activations,
     exponential,
     largest_over_lanes,
     over_lanes,
 )
-from trellis_ts.kernels.memory.cpu_functions import function, inline
+from trellis_ts.kernels.memory.cpu_functions import build_entry, function, inline
 from trellis_ts.kernels.memory.cpu_vectors import (
     WIDTH,
+    after,
     as_integers,
     load,
     load_double,
@@ -28,17 +25,18 @@ from trellis_ts.kernels.memory.cpu_vectors import (
     repeat,
     store,
     sum_each,
+    take,
     zero,
 )
 
 # As in cpu_kernel.py: a digest of the files imported here, because Numba's cache does not look at them.
-IMPORTED = "80daa11176b99b2b"
+IMPORTED = "41f1133a1d98ad66"
 
-# A problem: sizes, choices, the bits of epsilon as float64, where scratch lies, from which row to which, and the
+# A problem: sizes, choices, the bits of epsilon as float64, how its rows are shared out (as in cpu_layout.py), and the
 # addresses of its tensors, all contiguous; cpu_run.py writes it.
-NUM_SLOTS, DIM, WRITE, READ, EPSILON, SCRATCH, FIRST_ROW, LAST_ROW = range(8)
-QUERY, KEY, VALUE, TARGET, LOG_FORGET, STEP, KEY_STATE, VALUE_STATE, OUTPUT, KEY_FINAL, VALUE_FINAL = range(8, 19)
-NUM_ENTRIES = 19
+NUM_SLOTS, DIM, WRITE, READ, EPSILON, NUM_ROWS, BLOCK, NEXT_ROW, NEXT_THREAD, SCRATCH = range(10)
+QUERY, KEY, VALUE, TARGET, LOG_FORGET, STEP, KEY_STATE, VALUE_STATE, OUTPUT, KEY_FINAL, VALUE_FINAL = range(10, 21)
+NUM_ENTRIES = 21
 # Vectors over slots in scratch: z, or what was read; its sigmoid; u; the target; r; and work.
 Z, GATE, U, GOAL, R, WORK = range(6)
 NUM_FIELDS = 6
@@ -49,10 +47,7 @@ write_gradient, read = _ACTIVATIONS.write_gradient, _ACTIVATIONS.read
 
 def build(scalar, *, cache=True):
     """Compile for ``numba.float32`` or ``numba.float64``, or find it in Numba's cache."""
-    compiled = cfunc(types.void(types.CPointer(scalar)), cache=cache, error_model="numpy")(step_rows)
-    kernel = ctypes.CFUNCTYPE(None, ctypes.c_char_p)(compiled.address)
-    kernel.compiled = compiled  # the code is in its memory
-    return kernel
+    return build_entry(step, scalar, cache)
 
 
 @inline
@@ -95,10 +90,25 @@ def write(scratch, memory, final, at, w, w_at, target, target_at, forget, step, 
             store(final, row + d, s)
 
 
-def step_rows(data):
-    """Compute one token of some rows; ``data`` is the address of a problem, whose type says that of the numbers."""
+def step(data):
+    """Compute one token; ``data`` is the address of a problem, whose type says that of the numbers.
+
+    As many threads as there is scratch for may run this at once on the same problem.
+    """
     problem = as_integers(data)
-    scratch, epsilon = tensor_at(data, problem, SCRATCH), load_double(problem, EPSILON)
+    scratch = after(
+        tensor_at(data, problem, SCRATCH), take(problem, NEXT_THREAD, 1) * NUM_FIELDS * load_one(problem, NUM_SLOTS)
+    )
+    num_rows, block = load_one(problem, NUM_ROWS), load_one(problem, BLOCK)
+    first = take(problem, NEXT_ROW, block)
+    while first < num_rows:
+        step_rows(problem, scratch, first, min(first + block, num_rows))
+        first = take(problem, NEXT_ROW, block)
+
+
+@function
+def step_rows(problem, scratch, first_row, last_row):
+    epsilon = load_double(problem, EPSILON)
     num_slots, dim = load_one(problem, NUM_SLOTS), load_one(problem, DIM)
     query, output = tensor_at(scratch, problem, QUERY), tensor_at(scratch, problem, OUTPUT)
     key, value = tensor_at(scratch, problem, KEY), tensor_at(scratch, problem, VALUE)
@@ -107,7 +117,7 @@ def step_rows(data):
     key_state, key_final = tensor_at(scratch, problem, KEY_STATE), tensor_at(scratch, problem, KEY_FINAL)
     value_state, value_final = tensor_at(scratch, problem, VALUE_STATE), tensor_at(scratch, problem, VALUE_FINAL)
     yhat, gate, r = Z * num_slots, GATE * num_slots, R * num_slots
-    for row in range(load_one(problem, FIRST_ROW), load_one(problem, LAST_ROW)):
+    for row in range(first_row, last_row):
         at, features, slots = row * num_slots * dim, row * dim, row * num_slots
         forget = exponential(repeat(load_one(log_forget, row)))
         step = repeat(load_one(step_size, row))

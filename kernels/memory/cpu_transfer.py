@@ -26,6 +26,7 @@ from trellis_ts.kernels.memory.cpu_layout import (
 from trellis_ts.kernels.memory.cpu_vectors import (
     WIDTH,
     load,
+    load_each,
     load_one,
     pointer_to,
     prefetch,
@@ -155,22 +156,38 @@ def save_memory(scratch, source, addresses, places, tensor, num_slots, dim, widt
 
 
 @function
-def load_chunk(scratch, layout, addresses, places, strides, sizes, first, n, with_reads):
+def load_chunk(scratch, layout, addresses, places, strides, sizes, first, n, with_reads, ahead):
     """Copy a chunk's tokens, ``with_reads`` also what reads multiply by, and form the products of forget gates.
 
-    The value pass has reads of its own in the backward pass only.
+    The value pass has reads of its own in the backward pass only. The same tokens are asked for ``ahead`` tokens from
+    here, where the walk over chunks will come next.
     """
     num_slots, dim, dims = load_one(sizes, NUM_SLOTS), load_one(sizes, DIM), layout.dims
+    num_tokens = load_one(sizes, NUM_TOKENS)
     key_rows, value_rows = layout.key.rows, layout.value.rows
     for t in range(n):
         time = first + t
-        load_token(scratch, key_rows + t * dims, addresses, places, strides, KEY, time, dim)
-        load_token(scratch, value_rows + t * dims, addresses, places, strides, VALUE, time, dim)
+        later = min(time + ahead, num_tokens) if time + ahead >= 0 else num_tokens
+        load_token(scratch, key_rows + t * dims, addresses, places, strides, KEY, time, later, num_tokens, dim)
+        load_token(scratch, value_rows + t * dims, addresses, places, strides, VALUE, time, later, num_tokens, dim)
         if with_reads:
-            load_token(scratch, key_rows + (n + t) * dims, addresses, places, strides, QUERY, time, dim)
-        load_token(scratch, layout.target + t * layout.slots, addresses, places, strides, TARGET, time, num_slots)
-        load_token(scratch, layout.forget + t * WIDTH, addresses, places, strides, LOG_FORGET, time, ONE)
-        load_token(scratch, layout.step + t * WIDTH, addresses, places, strides, STEP, time, ONE)
+            load_token(
+                scratch, key_rows + (n + t) * dims, addresses, places, strides, QUERY, time, later, num_tokens, dim
+            )
+        load_token(
+            scratch,
+            layout.target + t * layout.slots,
+            addresses,
+            places,
+            strides,
+            TARGET,
+            time,
+            later,
+            num_tokens,
+            num_slots,
+        )
+        load_gates(scratch, layout.forget + t * WIDTH, addresses, places, strides, LOG_FORGET, time)
+        load_gates(scratch, layout.step + t * WIDTH, addresses, places, strides, STEP, time)
     decay = zero(scratch) + 1.0
     store(scratch, layout.decay, decay)
     for t in range(n):
@@ -184,16 +201,34 @@ def load_chunk(scratch, layout, addresses, places, strides, sizes, first, n, wit
 
 
 @inline
-def load_token(scratch, to, addresses, places, strides, tensor, time, count):
+def load_token(scratch, to, addresses, places, strides, tensor, time, later, num_tokens, count):
     address, stride = load_one(addresses, tensor), load_one(strides, 4 * tensor + 1)
     load_rows(scratch, to, address, places, tensor, time * stride, count)
-    if count > 1:
-        prefetch_rows(scratch, address, places, tensor, (time + CHUNK) * stride, count)
+    if later < num_tokens:
+        prefetch_rows(scratch, address, places, tensor, later * stride, count)
+
+
+@inline
+def load_gates(scratch, to, addresses, places, strides, tensor, time):
+    source, at = pointer_to(scratch, load_one(addresses, tensor)), tensor * WIDTH
+    shift = time * load_one(strides, 4 * tensor + 1)
+    numbers = load_each(
+        source,
+        load_one(places, at) + shift,
+        load_one(places, at + 1) + shift,
+        load_one(places, at + 2) + shift,
+        load_one(places, at + 3) + shift,
+        load_one(places, at + 4) + shift,
+        load_one(places, at + 5) + shift,
+        load_one(places, at + 6) + shift,
+        load_one(places, at + 7) + shift,
+    )
+    store(scratch, to, numbers)
 
 
 @inline
 def prefetch_rows(scratch, address, places, tensor, shift, count):
-    """Ask for the same token of the next chunk: a row's tokens lie a whole row of heads apart."""
+    """Ask for a token of another chunk: a row's tokens lie a whole row of heads apart."""
     source, at = pointer_to(scratch, address), tensor * WIDTH
     for lane in range(WIDTH):
         start = load_one(places, at + lane) + shift

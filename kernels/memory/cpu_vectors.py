@@ -140,6 +140,26 @@ def as_integers(typing_context, array):
 
 
 @intrinsic
+def after(typing_context, array, index):
+    """Return a pointer to ``array[index]``."""
+
+    def lower(context, builder, signature, values):
+        return builder.gep(values[0], [values[1]])
+
+    return array(array, types.int64), lower
+
+
+@intrinsic
+def take(typing_context, integers, index, count):
+    """Add to ``integers[index]``, which several threads may do at once, and return what it was before."""
+
+    def lower(context, builder, signature, values):
+        return builder.atomic_rmw("add", builder.gep(values[0], [values[1]]), values[2], "monotonic")
+
+    return types.int64(integers, types.int64, types.int64), lower
+
+
+@intrinsic
 def load_double(typing_context, integers, index):
     """Return the number whose bits ``integers[index]`` holds."""
 
@@ -165,6 +185,21 @@ def load(typing_context, array, index):
         return builder.load(builder.bitcast(place, vector.as_pointer()), align=_alignment(lanes.scalar))
 
     return lanes(array, types.int64), lower
+
+
+@intrinsic
+def load_each(typing_context, array, a, b, c, d, e, f, g, h):
+    """Return eight numbers from anywhere in an array; the indices are not checked."""
+    lanes = Lanes(array.dtype)
+
+    def lower(context, builder, signature, values):
+        vector = ir.Constant(context.get_value_type(lanes), ir.Undefined)
+        for lane, index in enumerate(values[1:]):
+            number = builder.load(builder.gep(values[0], [index]))
+            vector = builder.insert_element(vector, number, ir.Constant(ir.IntType(32), lane))
+        return vector
+
+    return lanes(array, *[types.int64] * WIDTH), lower
 
 
 @intrinsic

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from operator import attrgetter
 from typing import Any
 
@@ -39,6 +40,7 @@ def trellis_memory(
     write_epsilon: float = 1e-6,
     chunk_length: int = 1,
     second_order: bool = True,
+    final_state: bool = True,
     implementation: Implementation = "auto",
 ) -> tuple[Float[Tensor, "batch time head dim"], MemoryState]:
     """Write a sequence into the memory and read it back token by token.
@@ -78,6 +80,8 @@ def trellis_memory(
         second_order: differentiate through ``z``. If False, ``u`` treats ``z`` as a constant in the backward pass:
             no gradient reaches the inputs and earlier states by way of ``z``, while the target keeps its gradient,
             without which its projection could not be trained. The forward pass is the same.
+        final_state: whether the state after the last token is wanted. If False it is nan, and the time and memory for
+            it are saved where the implementation can.
         implementation: how it is computed, never what: ``auto`` chooses by device, dtype and shape, a name asks for
             that implementation or an error.
 
@@ -91,7 +95,7 @@ def trellis_memory(
         BackendError: ``implementation`` is unknown or cannot run this call.
     """
     tokens = Tokens(query, key, value, target, log_forget, step_size)
-    options = Options(write_activation, read_activation, write_epsilon, chunk_length, second_order)
+    options = Options(write_activation, read_activation, write_epsilon, chunk_length, second_order, final_state)
     sizes = check_tokens(tokens, has_time=True)
     if initial_state is None:
         shape = (sizes["batch"], sizes["head"], sizes["slot"], sizes["dim"])
@@ -100,7 +104,11 @@ def trellis_memory(
     else:
         check_state("initial_state", initial_state, query, sizes)
     chosen = dispatch.choose(implementation, _problem(tokens, options))
-    return dispatch.IMPLEMENTATIONS[chosen].run(tokens, MemoryState(*initial_state), options)
+    output, state = dispatch.IMPLEMENTATIONS[chosen].run(tokens, MemoryState(*initial_state), options)
+    if not final_state:
+        unknown = query.new_full((), math.nan, dtype=STATE_DTYPES[query.dtype]).expand(initial_state[0].shape)
+        state = MemoryState(unknown, unknown)
+    return output, state
 
 
 def trellis_memory_step(

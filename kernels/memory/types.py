@@ -58,6 +58,7 @@ class Options:
     write_epsilon: float
     chunk_length: int
     second_order: bool
+    final_state: bool = True
 
     def __post_init__(self) -> None:
         for name, choices in (("write_activation", WriteActivation), ("read_activation", ReadActivation)):

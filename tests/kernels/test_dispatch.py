@@ -76,7 +76,7 @@ def test_the_compiled_recurrence_gives_its_reasons(monkeypatch, make_inputs):
         trellis_memory(**make_inputs(), chunk_length=2, implementation="cpu")
     with pytest.raises(BackendError, match="but the tensors are on meta; use 'auto' or "):
         trellis_memory(**{name: tensor.to("meta") for name, tensor in make_inputs().items()}, implementation="cpu")
-    monkeypatch.setattr(cpu, "_HAS_NUMBA", False)
+    monkeypatch.setattr(cpu, "HAS_NUMBA", False)
     assert implementations()["cpu"] == "Numba is not installed"
     output, _ = trellis_memory(**make_inputs())
     assert torch.equal(output, trellis_memory(**make_inputs(), implementation="reference")[0])

@@ -291,7 +291,7 @@ def test_callers_in_several_threads(name, threads, make_inputs):
 
 def operator_arguments(make_inputs, make_state, dtype=torch.float64):
     tokens = [tensor.to(dtype).requires_grad_() for tensor in make_inputs().values()]
-    return (*tokens, *(memory.to(dtype).requires_grad_() for memory in make_state()), 1, 0, True, 1e-6)
+    return (*tokens, *(memory.to(dtype).requires_grad_() for memory in make_state()), 1, 0, True, 1e-6, True)
 
 
 def test_operators_keep_pytorchs_rules(make_inputs, make_state):
@@ -302,7 +302,7 @@ def test_operators_keep_pytorchs_rules(make_inputs, make_state):
     detached = tuple(tensor.detach() for tensor in arguments[:8])
     for with_state in (False, True):
         torch.library.opcheck(
-            torch.ops.trellis.memory_cpu_backward.default, (*detached, *outputs, *arguments[8:], with_state)
+            torch.ops.trellis.memory_cpu_backward.default, (*detached, *outputs, *arguments[8:12], with_state)
         )
 
 
@@ -312,6 +312,25 @@ def test_the_gradient_has_no_derivative(make_inputs):
     (gradient,) = torch.autograd.grad(output.sum(), inputs["key"], create_graph=True)
     with pytest.raises(BackendError, match="has no derivative of its backward pass; use implementation='reference'"):
         gradient.sum().backward()
+
+
+@pytest.mark.parametrize("name", [*FAST, "reference"])
+def test_outputs_and_gradients_are_the_same_without_a_final_state(name, make_inputs, make_state):
+    inputs, state = make_inputs(time=19, slot=13, dim=9), make_state(slot=13, dim=9)
+
+    def run(final_state):
+        leaves = [tensor.clone().requires_grad_() for tensor in (*inputs.values(), *state)]
+        tokens = dict(zip(inputs, leaves, strict=False))
+        options = {"initial_state": MemoryState(*leaves[6:]), "implementation": name, "final_state": final_state}
+        output, final = trellis_memory(**tokens, **options)
+        return final, [output, *torch.autograd.grad(output.square().sum(), leaves)]
+
+    (kept, expected), (dropped, actual) = run(True), run(False)
+    assert all(map(torch.equal, expected, actual))
+    for memory, nothing in zip(kept, dropped, strict=True):
+        assert (nothing.shape, nothing.dtype) == (memory.shape, memory.dtype)
+        assert nothing.isnan().all()
+        assert not nothing.requires_grad
 
 
 @pytest.mark.slow

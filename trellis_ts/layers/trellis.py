@@ -100,7 +100,9 @@ class TrellisMixer(nn.Module):
         self, tokens: Float[Tensor, "row token width"], observed: Bool[Tensor, "row token"]
     ) -> Float[Tensor, "row token width"]:
         """Reads after writing, at every token; unobserved tokens read but neither write nor forget."""
-        return self.carry(tokens, observed)[0]
+        inputs, _ = self.project(tokens, observed)
+        output, _ = self.run(inputs, self._initial_memory(len(tokens)), final_state=False)
+        return output.to(tokens.dtype)
 
     def carry(
         self,
@@ -141,8 +143,10 @@ class TrellisMixer(nn.Module):
         )
         return inputs, tail
 
-    def run(self, inputs: Tokens, memory: MemoryState | None) -> tuple[Float[Tensor, "row token width"], MemoryState]:
-        """What is read from the memory at every token, the heads side by side, and the memory after the last."""
+    def run(
+        self, inputs: Tokens, memory: MemoryState | None, *, final_state: bool = True
+    ) -> tuple[Float[Tensor, "row token width"], MemoryState]:
+        """What is read from the memory at every token, the heads side by side, and, if wanted, the memory after it."""
         output, memory = trellis_memory(
             **inputs._asdict(),
             initial_state=memory,
@@ -151,6 +155,7 @@ class TrellisMixer(nn.Module):
             write_epsilon=self.write_epsilon,
             chunk_length=self.chunk_length,
             second_order=self.second_order,
+            final_state=final_state,
             implementation=self.implementation,
         )
         output = F.silu(output) if self.output_activation == "silu" else output
