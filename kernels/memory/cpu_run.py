@@ -125,7 +125,7 @@ def plan_step(problem: Problem, activations: tuple[int, int]) -> Callable[[Seque
 
     def run(tensors: Sequence[Tensor]) -> None:
         num_threads = 1 if most_threads == 1 else min(most_threads, torch.get_num_threads())
-        memory = free.pop() if free else (0, 0, None)
+        memory: tuple[int, int, Any] = free.pop() if free else (0, 0, None)
         if memory[0] < num_threads:
             buffer = ctypes.create_string_buffer(layout.size + num_threads * scratch_bytes)
             memory = num_threads, ctypes.addressof(buffer), buffer
