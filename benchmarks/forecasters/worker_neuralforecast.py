@@ -5,7 +5,8 @@
 ``default`` is what the library does unless told otherwise, with a context of two horizons, the ratio of its own
 examples. ``tuned`` is one honest attempt: a longer context, windows standardised one by one, known covariates and the
 calendar where the model takes them, and a learning rate that falls over as many steps as the budget holds; how many was
-measured first, within the budget.
+measured first, within the budget. Covariates of 0 and 1 stay as they are: over a window in which one is constant,
+rounding could make its deviation tiny instead of 0, and the window is divided by it.
 """
 
 from __future__ import annotations
@@ -31,7 +32,6 @@ from job import (
     read_job,
     read_series,
     rounds,
-    standardised,
     training_part,
 )
 from neuralforecast import NeuralForecast
@@ -141,7 +141,7 @@ def main() -> None:
     warnings.filterwarnings("ignore")
     folder, name, settings = Path(sys.argv[1]), sys.argv[2], sys.argv[3]
     job = read_job(folder)
-    series = standardised(job, read_series(folder, job))
+    series = read_series(folder, job)
     watch = Stopwatch()
     fitted, stop, planned = fit(name, settings, job, training_part(job, series))
     watch.is_trained()
