@@ -22,7 +22,7 @@ RANKS = [
     {"presets"},
     {"kernels", "datasets", "configs"},
     {"losses", "metrics", "scaling", "patching", "heads", "significance", "covariates", "copula"},
-    {"conformal"},
+    {"conformal", "adaptive"},
     {"layers"},
     {"model", "causal"},
     {"lightning", "baselines", "passes", "scores", "sizing", "statistical"},

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from trellis_ts import metrics
+from trellis_ts.adaptive import AdaptiveForecasts
 from trellis_ts.baselines import NAIVE_BASELINES, naive_forecast
 from trellis_ts.datasets.long_horizon import borders, find_benchmark
 from trellis_ts.datasets.windows import ScaledPanel, first_origin
@@ -226,6 +227,7 @@ def backtest(
     max_origins: int | None = None,
     baselines: Sequence[str] = ("seasonal_naive",),
     refit: Callable[[Panel], Forecaster] | None = None,
+    adaptive: bool = False,
     seed: int = 0,
     progress: Callable[[int, int], None] | None = None,
 ) -> Evaluation:
@@ -243,11 +245,13 @@ def backtest(
         baselines: of ``BASELINES``. All of them read the model's context or ten seasons, whichever is longer.
         refit: called with the rows before each origin stamp, gives the forecaster for that origin; without it the model
             stays as it is. Which rows are scored, and on which scale, is the model's in either case.
+        adaptive: whether the model's bands follow what came true before each origin (``trellis_ts.adaptive``).
         seed: of the bootstrap.
         progress: called with the windows done and the number of all.
 
     Raises:
-        ConfigError: ``step`` or ``max_origins`` is below 1, a baseline is unknown or not installed.
+        ConfigError: ``step`` or ``max_origins`` is below 1, a baseline is unknown or not installed, or the model gives
+            no bands that could adapt.
         DataError: the panel does not fit the model, or holds no window the model has not seen.
     """
     _check(step, max_origins, baselines)
@@ -265,10 +269,12 @@ def backtest(
     field = _Field(panel, ScaledPanel(panel, scaler, shape.season_length), scaler, shape, levels)
     fallbacks: dict[str, int] = {}
     contenders = {MODEL: field.model(forecaster) if refit is None else field.refitted(refit)}
+    if adaptive:
+        contenders[MODEL] = AdaptiveForecasts(contenders[MODEL], panel, field.scaled, levels, step=step)
     for name in baselines:
         contenders[name] = field.naive(name) if name in NAIVE_BASELINES else field.statistical(name, fallbacks)
     truths = _Truths(field, origins, frozenset(each.name for each in data.series))
-    batches = _batches(origins, field, by_stamp=refit is not None, has_fits=bool(fallbacks))
+    batches = _batches(origins, field, by_stamp=adaptive or refit is not None, has_fits=bool(fallbacks))
     sums = _scored(field, origins, contenders, truths, batches, progress)
     if sums[MODEL].count == 0:
         raise DataError(f"{panel.source}: every value after the rows the model was trained on is missing")

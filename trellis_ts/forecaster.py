@@ -247,6 +247,7 @@ class Forecaster:
         max_origins: int | None = None,
         baselines: Sequence[str] = ("seasonal_naive",),
         refit: Callable[[Panel], Forecaster] | None = None,
+        adaptive: bool = False,
         seed: int = 0,
     ) -> Evaluation:
         """Scores the frame's windows whose future the model has not seen, beside baselines on the same windows.
@@ -257,6 +258,7 @@ class Forecaster:
             max_origins: most origins per series, the newest ones; all unless given.
             baselines: of ``trellis_ts.evaluation.BASELINES``.
             refit: from the rows before an origin (a ``Panel``) to the forecaster to use there.
+            adaptive: whether bands follow what came true before each origin (``trellis_ts.adaptive``).
             seed: of the bootstrap.
 
         Returns:
@@ -273,6 +275,7 @@ class Forecaster:
             max_origins=max_origins,
             baselines=baselines,
             refit=refit,
+            adaptive=adaptive,
             seed=seed,
         )
 

@@ -92,3 +92,13 @@ class QuantileCurve:
 
     def _knots(self) -> Tensor:
         return normal_score(torch.tensor(self.levels, dtype=torch.float64, device=self.values.device))
+
+
+def central_bands(levels: Sequence[float]) -> dict[float, tuple[int, int]]:
+    """Nominal coverage of every band between two levels that lie symmetrically, rising, with their positions."""
+    mirrored = {round(1 - level, 9): index for index, level in enumerate(levels)}
+    return {
+        round(1 - 2 * level, 9): (index, mirrored[round(level, 9)])
+        for index, level in reversed(list(enumerate(levels)))
+        if level < 0.5 and round(level, 9) in mirrored
+    }

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypedDict
 import numpy as np
 
 from trellis_ts import metrics
+from trellis_ts.quantiles import central_bands
 from trellis_ts.significance import DieboldMariano, PairedBootstrap, diebold_mariano, paired_bootstrap
 
 if TYPE_CHECKING:
@@ -61,12 +62,16 @@ class Scores:
 
 @dataclass(frozen=True)
 class Calibration:
-    """Shares of the truths: at or below each quantile, and in each bin of the PIT histogram (``metrics``)."""
+    """Shares of the truths: at or below each quantile, in each bin of the PIT histogram (``metrics``), in each band."""
 
     levels: tuple[float, ...]
     at_or_below: tuple[float, ...]
     pit: tuple[float, ...]
     pit_expected: tuple[float, ...]
+    bands: tuple[float, ...]
+    """Nominal coverages of the bands between two levels that lie symmetrically, rising."""
+    coverage: tuple[float, ...]
+    """Shares that lie in them, edges included."""
 
 
 @dataclass(frozen=True)
@@ -205,6 +210,8 @@ class ScoreSums:
         self.by_origin = {name: np.zeros(num_origins) for name in ("count", *_COMPARED)}
         self.below = np.zeros(len(self.levels))
         self.pit = np.zeros(len(self.levels) + 1)
+        self.bands = central_bands(self.levels)
+        self.inside = np.zeros(len(self.bands))
 
     def add(self, windows: ScoredWindows, forecast: Forecast) -> None:
         """Adds a batch; ``forecast`` is on the standardised scale and has the levels of the sums, or none at all."""
@@ -222,6 +229,9 @@ class ScoreSums:
             at_or_below = np.where(np.isnan(quantiles), np.nan, windows.truth[..., None] <= quantiles)
             self.below += np.where(missing[..., None], 0.0, at_or_below).sum(axis=(0, 1, 2))
             self.pit += metrics.pit_histogram(windows.truth, quantiles, self.levels)
+            for place, (lower, upper) in enumerate(self.bands.values()):
+                covered = metrics.is_covered(windows.truth, quantiles[..., lower], quantiles[..., upper])
+                self.inside[place] += np.where(missing, 0.0, covered).sum()
 
     @property
     def count(self) -> int:
@@ -244,6 +254,8 @@ class ScoreSums:
             at_or_below=tuple((self.below / self.count).tolist()),
             pit=tuple((self.pit / self.count).tolist()),
             pit_expected=tuple(widths.tolist()),
+            bands=tuple(self.bands),
+            coverage=tuple((self.inside / self.count).tolist()),
         )
 
 

@@ -37,7 +37,7 @@ def markdown(cells: list[dict[str, Any]], command: str) -> str:
         lines += [f"\n{cell['contestant']}, seed {cell['seed']}: {cell['reason']}" for cell in own if "reason" in cell]
         lines.append("")
         if done:
-            lines += [_provenance(done), "", *_lost(done), ""]
+            lines += [*_lost(done), *_adaptive(done), "", _provenance(done), ""]
     return "\n".join(lines).rstrip() + "\n"
 
 
@@ -76,6 +76,16 @@ def _lost(cells: list[dict[str, Any]]) -> list[str]:
             lines.append(
                 f"- {label} of {cell['contestant']} (seed {cell['seed']}): {cell['scores'][key]:.4f}, {found}."
             )
+    return lines
+
+
+def _adaptive(cells: list[dict[str, Any]]) -> list[str]:
+    """Coverage of bands that follow what came true, where it was measured."""
+    lines = []
+    for cell in cells:
+        if found := cell["notes"].get("adaptive_coverage"):
+            spelled = ", ".join(f"{share:.1%} of the {float(band):.0%} band" for band, share in found.items())
+            lines.append(f"- With `--adaptive`, {cell['contestant']} (seed {cell['seed']}) covers {spelled}.")
     return lines
 
 

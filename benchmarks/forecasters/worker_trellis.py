@@ -12,6 +12,7 @@ from job import LEVELS, Job, Stopwatch, read_job, read_series, rounds
 
 from trellis_ts import Forecaster
 from trellis_ts.datasets.readers import panel_from_frame
+from trellis_ts.evaluation import backtest
 from trellis_ts.types import Panel
 
 
@@ -47,6 +48,9 @@ def main() -> None:
         found = forecaster.forecast(replace(panel, series=tuple(cut)), quantile_levels=LEVELS).quantiles
         assert found is not None
         quantiles[[place for place, *_ in group]] = found[:, :, 0].numpy()
+    # The same windows again, with bands that follow what came true (`trellis evaluate --adaptive`).
+    calibration = backtest(forecaster, panel, step=job.step, baselines=(), adaptive=True).calibration["model"]
+    adaptive = dict(zip(map(str, calibration.bands), calibration.coverage, strict=True))
     config = forecaster.checkpoint.experiment
     details = {
         "context_length": forecaster.checkpoint.model.shape.context_length,
@@ -54,7 +58,7 @@ def main() -> None:
         "width": config.model.width,
         "num_layers": config.model.num_layers,
     }
-    watch.write(folder, quantiles, options=" ".join(options), **details)
+    watch.write(folder, quantiles, options=" ".join(options), adaptive_coverage=adaptive, **details)
 
 
 def _panel(forecaster: Forecaster, folder: Path, job: Job) -> Panel:

@@ -78,6 +78,12 @@ def parser() -> Parser:
         metavar="FILE",
         help="write all scores (.json), a tidy table of them (.csv), or a picture (.png)",
     )
+    options.add_argument(
+        "--adaptive",
+        action="store_true",
+        help="let the model's bands follow what came true: at every origin they are widened or narrowed by how the "
+        "bands of earlier origins did, up to there",
+    )
     options.add_argument("--seed", type=int, default=0, metavar="N", help="seed of the bootstrap (default: 0)")
     add_calibration_option(options)
     add_device_option(options)
@@ -116,6 +122,7 @@ def evaluate(terminal: Terminal, values: Namespace, output: Path | None) -> None
             step=values.step,
             max_origins=values.max_origins,
             baselines=names,
+            adaptive=values.adaptive,
             seed=values.seed,
             progress=progress,
         )
@@ -172,9 +179,21 @@ def _overall_rows(evaluation: Evaluation) -> list[list[str]]:
         if pair:
             row.append(_difference(*values))
         rows.append(row)
-    if evaluation.band is not None:
-        cells = [_percent(evaluation.scores[name].coverage) for name in names]
-        rows.append([f"coverage of {100 * evaluation.band:.0f} % band", *cells, *([""] if pair else [])])
+    rows += [[*row, *([""] if pair else [])] for row in _coverage_rows(evaluation)]
+    return rows
+
+
+def _coverage_rows(evaluation: Evaluation) -> list[list[str]]:
+    """Coverage of every central band, else of the one between the outermost levels."""
+    names, calibration = evaluation.forecasters, evaluation.calibration
+    bands = calibration[names[0]].bands if names[0] in calibration else ()
+    rows = [
+        [f"coverage of {100 * band:g} % band", *(_percent(calibration[name].coverage[place]) for name in names)]
+        for place, band in enumerate(bands)
+    ]
+    if not rows and evaluation.band is not None:
+        label = f"coverage of {100 * evaluation.band:.0f} % band"
+        rows.append([label, *(_percent(evaluation.scores[name].coverage) for name in names)])
     return rows
 
 
