@@ -134,6 +134,34 @@ def to_grid(time: Stamps, freq: str, timezone: str | None = None) -> tuple[Stamp
     return grid, positions
 
 
+def grid_positions(time: Stamps, starts: Whole, freq: str, timezone: str | None = None) -> Whole | None:
+    """Where each stamp is on the grid of its own series, for many series at once.
+
+    Args:
+        time: stamps of one series after the other, ascending within each.
+        starts: where each series starts.
+        freq: the calendar.
+        timezone: time zone of the stamps, None for wall-clock time.
+
+    Returns:
+        None where one is off the calendar, or has to be looked at more closely with ``to_grid``.
+    """
+    step = _parse(freq)[1]
+    lengths = np.diff(starts, append=len(time))
+    if step.kind == "tick":
+        ordinals = time.astype(np.int64)
+    else:
+        days, time_of_day = _split_days(to_local(time, timezone))
+        ordinals, exact = _ordinals(days, step)
+        if timezone not in (None, "UTC") or not exact.all() or (time_of_day != time_of_day[0]).any():
+            return None
+    positions, rest = np.divmod(ordinals - np.repeat(ordinals[starts], lengths), step.length)
+    last = positions[starts + lengths - 1] + 1
+    if rest.any() or (last > np.maximum(_MOST_EMPTY_ROWS, 100 * lengths)).any():
+        return None
+    return positions
+
+
 def first_off_grid(time: Stamps, freq: str, timezone: str | None = None) -> int | None:
     """Index of the earliest stamp that is not on the calendar, None where all are."""
     off = np.flatnonzero(_place(time, freq, timezone)[2])
@@ -172,18 +200,29 @@ def future_times(last: np.datetime64, freq: str, steps: int, timezone: str | Non
     Raises:
         DataError: ``last`` is not on the calendar, or the calendar leaves the years 1678 to 2261.
     """
+    future: Stamps = future_grid(np.atleast_1d(np.asarray(last, dtype="datetime64[ns]")), freq, steps, timezone)[0]
+    return future
+
+
+def future_grid(last: Stamps, freq: str, steps: int, timezone: str | None = None) -> Stamps:
+    """The stamps after each of several, ``[stamp, step]``.
+
+    Raises:
+        DataError: as for ``future_times``.
+    """
     alias, step = _parse(freq)
-    stamp = np.atleast_1d(np.asarray(last, dtype="datetime64[ns]"))
     ahead = np.arange(1, steps + 1, dtype=np.int64)
     if step.kind == "tick":
-        future = _stamps_of(stamp.astype(np.int64) + ahead * step.length)
+        future = _stamps_of(last.astype(np.int64)[:, None] + ahead * step.length)
     else:
-        days, time_of_day = _split_days(to_local(stamp, timezone))
-        ordinal, exact = _ordinals(days, step)
-        if not exact[0]:
-            raise DataError(f"{format_times(stamp, 'ns', timezone)[0]} is not on the calendar {alias!r}")
-        future = _stamps(ordinal + ahead * step.length, step, int(time_of_day[0]), timezone)
-    if len(future) and future[-1] < stamp[0]:
+        days, time_of_day = _split_days(to_local(last, timezone))
+        ordinals, exact = _ordinals(days, step)
+        if not exact.all():
+            off = last[~exact][:1]
+            raise DataError(f"{format_times(off, 'ns', timezone)[0]} is not on the calendar {alias!r}")
+        ordinals = (ordinals[:, None] + ahead * step.length).ravel()
+        future = _stamps(ordinals, step, np.repeat(time_of_day, steps), timezone).reshape(len(last), steps)
+    if steps and (future[:, -1] < last).any():
         raise DataError(f"{steps} steps of {alias!r} run past the year 2261; ask for fewer")
     return future
 
@@ -245,12 +284,18 @@ def season_position(first: np.datetime64, freq: str, season_length: int, timezon
 
     The same for every series of the calendar, and counted in local time where a time zone is given.
     """
+    stamps = np.atleast_1d(np.asarray(first, dtype="datetime64[ns]"))
+    return int(season_positions(stamps, freq, season_length, timezone)[0])
+
+
+def season_positions(first: Stamps, freq: str, season_length: int, timezone: str | None = None) -> Whole:
+    """The same for several stamps."""
     step = _parse(freq)[1]
-    local = to_local(np.atleast_1d(np.asarray(first, dtype="datetime64[ns]")), timezone)
+    local = to_local(first, timezone)
     if step.kind == "tick":
-        return int((int(local.astype(np.int64)[0]) + _MONDAY_SHIFT * _DAY) // step.length % season_length)
-    ordinal, _ = _ordinals(_split_days(local)[0], step)
-    return int(ordinal[0] // step.length % season_length)
+        return (local.astype(np.int64) + _MONDAY_SHIFT * _DAY) // step.length % season_length
+    ordinals, _ = _ordinals(_split_days(local)[0], step)
+    return ordinals // step.length % season_length
 
 
 def format_times(times: Stamps, freq: str, timezone: str | None = None) -> list[str]:
@@ -466,7 +511,7 @@ def _ordinals(days: Whole, step: _Step) -> tuple[Whole, Mask]:
     return units, (rest == 0) & (_day_of_month(months, step.rule) == days)
 
 
-def _stamps(ordinals: Whole, step: _Step, time_of_day: int, timezone: str | None) -> Stamps:
+def _stamps(ordinals: Whole, step: _Step, time_of_day: int | Whole, timezone: str | None) -> Stamps:
     """The inverse of ``_ordinals``: the stamp that stands for each unit."""
     if step.kind == "day":
         days = ordinals - _MONDAY_SHIFT

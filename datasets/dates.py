@@ -145,6 +145,8 @@ def _choose_layout(texts: Any, numbers_too: bool) -> tuple[str, float] | None:
         share = float(readable.mean()) if len(texts) else 0.0
         if share > (best[1] if best else 0.0):
             best = (pattern, share)
+        if share == 1.0:
+            break  # no other layout can fit better
     return best
 
 

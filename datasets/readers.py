@@ -286,7 +286,7 @@ def _frame_table(frame: Any, source: str) -> Table:
             names.append(_time_index_name(taken) if values.name is None else str(values.name))
             columns.append(_plain(_frame_column(values.to_series())))
     names += taken
-    columns += [_plain(_frame_column(frame.iloc[:, i])) for i in range(len(taken))]
+    columns += [_plain(_frame_column(column)) for _, column in frame.items()]
     return Table(source, tuple(names), tuple(columns))
 
 
@@ -297,6 +297,8 @@ def _frame_column(column: pd.Series[Any]) -> Any:
         column = column.dt.to_timestamp()
     if column.dtype != object and column.dtype.kind != "c":
         return pa.array(column, from_pandas=True)
+    if pd.api.types.infer_dtype(column, skipna=True) == "string":  # most columns of objects, and the longest
+        return pa.array(column, pa.string(), from_pandas=True)
     cells = [None if missing else cell for cell, missing in zip(column, column.isna(), strict=True)]
     try:
         array = pa.array(cells)

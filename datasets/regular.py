@@ -11,6 +11,7 @@ import numpy as np
 from trellis_ts.datasets.calendar import (
     first_off_grid,
     format_times,
+    grid_positions,
     normalize_freq,
     search_freq,
     step_numbers,
@@ -49,10 +50,13 @@ class _Ordered(NamedTuple):
     was_sorted: bool
     num_repeats: int
 
+    def starts(self) -> NDArray[np.int64]:
+        """First row of each series."""
+        return np.concatenate(([0], np.flatnonzero(~self.joined) + 1))
+
     def bounds(self) -> Iterator[tuple[int, int]]:
         """Half-open rows of each series."""
-        edges = [0, *(np.flatnonzero(~self.joined) + 1).tolist(), len(self.time)]
-        return pairwise(edges)
+        return pairwise([*self.starts().tolist(), len(self.time)])
 
 
 def build_panel(table: Table, roles: Roles, freq: str | None, *, regularize: bool = False) -> Panel:
@@ -136,15 +140,20 @@ def _order(table: Table, roles: Roles, stamps: Stamps) -> _Ordered:
         rows = np.lexsort((stamps, roles.codes))
         distances = np.diff(stamps[rows].astype(np.int64))
     repeated = np.flatnonzero(joined & (distances == 0))
-    values = roles.values if roles.extras is None else np.hstack((roles.values, roles.extras))
-    first, second = values[rows[repeated]], values[rows[repeated + 1]]
+    first, second = _all_cells(roles, rows[repeated]), _all_cells(roles, rows[repeated + 1])
     differ = ((first != second) & ~(np.isnan(first) & np.isnan(second))).any(axis=1)
     if differ.any():
         pair = repeated[int(np.argmax(differ))]
         _refuse_repeat(table, roles, stamps, int(rows[pair]), int(rows[pair + 1]))
-    rows = np.delete(rows, repeated + 1)
+    if len(repeated):
+        rows = np.delete(rows, repeated + 1)
     codes = roles.codes[rows]
     return _Ordered(rows, stamps[rows], codes, np.diff(codes) == 0, was_sorted, len(repeated))
+
+
+def _all_cells(roles: Roles, rows: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Values and covariates of some rows of the table, side by side."""
+    return roles.values[rows] if roles.extras is None else np.hstack((roles.values[rows], roles.extras[rows]))
 
 
 def _refuse_repeat(table: Table, roles: Roles, stamps: Stamps, first: int, second: int) -> None:
@@ -212,6 +221,8 @@ def _check_agreement(table: Table, roles: Roles, ordered: _Ordered, shared: str 
 
 
 def _check_freq(table: Table, roles: Roles, ordered: _Ordered, freq: str) -> None:
+    if grid_positions(ordered.time, ordered.starts(), freq, roles.dates.timezone) is not None:
+        return
     for start, stop in ordered.bounds():
         with _told_where(table, roles, int(ordered.rows[start])):
             off = first_off_grid(ordered.time[start:stop], freq, roles.dates.timezone)
@@ -232,11 +243,20 @@ def _regular_series(table: Table, roles: Roles, ordered: _Ordered, freq: str) ->
         [column for column, role in enumerate(roles_of) if role == wanted] for wanted in ("past", "known", "static")
     )
     series, num_gaps, num_missing = [], 0, 0
-    for start, stop in ordered.bounds():
+    all_values = _in_order(roles.values, ordered.rows)
+    all_extras = None if roles.extras is None else _in_order(roles.extras, ordered.rows)
+    missing = np.concatenate(([0], np.cumsum(np.isnan(all_values).sum(axis=1))))
+    is_whole = _without_gaps(ordered, freq, roles.dates.timezone)
+    for index, (start, stop) in enumerate(ordered.bounds()):
         rows, code = ordered.rows[start:stop], int(ordered.codes[start])
-        with _told_where(table, roles, int(rows[0])):
-            grid, positions = to_grid(ordered.time[start:stop], freq, roles.dates.timezone)
-        values = _on_grid(roles.values[rows], positions, len(grid))
+        values, extras = all_values[start:stop], None if all_extras is None else all_extras[start:stop]
+        grid = ordered.time[start:stop]
+        num_rows = len(grid)
+        if not is_whole[index]:
+            with _told_where(table, roles, int(rows[0])):
+                grid, positions = to_grid(grid, freq, roles.dates.timezone)
+            values = _on_grid(values, positions, len(grid))
+            extras = None if extras is None else _on_grid(extras, positions, len(grid))
         end = _last_observed(values) if known else len(grid)
         if end == 0:
             raise DataError(
@@ -244,21 +264,37 @@ def _regular_series(table: Table, roles: Roles, ordered: _Ordered, freq: str) ->
                 f"covariates and no value of {', '.join(roles.channels)}, so nothing says where its forecast begins; "
                 "give it values or leave the series out"
             )
-        num_gaps += len(grid) - (stop - start)
-        num_missing += int(np.isnan(values[positions[positions < end]]).sum())
-        extras = None if roles.extras is None else _on_grid(roles.extras[rows], positions, len(grid))
+        num_gaps += len(grid) - num_rows
+        kept = num_rows if end == len(grid) else int(np.searchsorted(ordered.time[start:stop], grid[end - 1], "right"))
+        num_missing += int(missing[start + kept] - missing[start])
         series.append(
             Series(
                 roles.ids[code],
                 grid[:end],
                 values[:end],
-                extras[:end, past] if extras is not None and past else None,
-                extras[:, known] if extras is not None and known else None,
+                np.take(extras[:end], past, axis=1) if extras is not None and past else None,
+                np.take(extras, known, axis=1) if extras is not None and known else None,
                 _static_values(table, roles, rows, static) if static else None,
                 roles.key_values[code] if roles.key_values else (),
             )
         )
     return tuple(series), num_gaps, num_missing
+
+
+def _in_order(values: NDArray[np.float64], rows: NDArray[np.int64]) -> NDArray[np.float64]:
+    """The given rows, which are most often all as they stand; these are not copied."""
+    return values if np.array_equal(rows, np.arange(len(values))) else values[rows]
+
+
+def _without_gaps(ordered: _Ordered, freq: str, timezone: str | None) -> NDArray[np.bool_]:
+    """Which series have a row at every step; where that takes a closer look, none is said to."""
+    starts = ordered.starts()
+    lengths = np.diff(starts, append=len(ordered.time))
+    positions = grid_positions(ordered.time, starts, freq, timezone)
+    if positions is None:
+        return np.zeros(len(starts), dtype=bool)
+    whole: NDArray[np.bool_] = positions[starts + lengths - 1] + 1 == lengths
+    return whole
 
 
 def _on_grid(values: NDArray[np.float64], positions: NDArray[np.int64], length: int) -> NDArray[np.float64]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -18,6 +17,9 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from trellis_ts.types import Panel
+
+
+_ROWS_AT_ONCE = 8192
 
 
 def held_out_rows(size: float, num_rows: int, prediction_length: int) -> int:
@@ -80,12 +82,18 @@ class Scaler:
 
 
 def _statistics(values: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    if len(values) == 0:
-        return np.zeros(values.shape[1]), np.ones(values.shape[1])
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", RuntimeWarning)  # a channel with no number at all is answered below
-        loc, scale = np.nanmean(values, axis=0), np.nanstd(values, axis=0)
-    loc = np.where(np.isfinite(loc), loc, 0.0)
+    """Some thousand rows at a time, so that no second copy of a long series is ever held."""
+    blocks = [values[start : start + _ROWS_AT_ONCE] for start in range(0, len(values), _ROWS_AT_ONCE)]
+    count, total, squares = np.zeros((3, values.shape[1]))
+    for block in blocks:
+        missing = np.isnan(block)
+        count += len(block) - missing.sum(axis=0)
+        total += np.where(missing, 0.0, block).sum(axis=0)
+    loc = total / np.maximum(count, 1)
+    for block in blocks:
+        distance = np.where(np.isnan(block), 0.0, block - loc)
+        squares += (distance * distance).sum(axis=0)
+    scale = np.sqrt(squares / np.maximum(count, 1))
     # The relative bound tells a constant from rounding: 0.1 repeated has a computed deviation of about 1e-17.
     is_constant = ~(scale > 1e-12 * np.maximum(1e-300, np.abs(loc)))
     return loc, np.where(is_constant, 1.0, scale)

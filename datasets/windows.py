@@ -8,26 +8,24 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from trellis_ts.datasets.calendar import season_position
+from trellis_ts.datasets.calendar import season_positions
 from trellis_ts.datasets.covariates import check_covariates
-from trellis_ts.datasets.features import static_features, step_features
-from trellis_ts.types import Batch
+from trellis_ts.datasets.features import places_by_series, static_features, step_features
+from trellis_ts.types import Batch, Features
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from jaxtyping import Float
     from numpy.typing import NDArray
-    from torch import Tensor
 
     from trellis_ts.datasets.splits import Scaler
     from trellis_ts.types import Panel
 
 
 class ScaledPanel:
-    """All series of a panel end to end, on the scale of the training rows: ``values`` is ``[rows, channel]``.
+    """All series of a panel on the scale of the training rows, put there when a window is gathered.
 
-    float32 with NaN where nothing was measured. One copy serves the windows of every split.
+    The panel's own numbers are read: no copy of them is made, and the windows of every split share them.
 
     Args:
         panel: the series.
@@ -40,28 +38,18 @@ class ScaledPanel:
     """
 
     def __init__(self, panel: Panel, scaler: Scaler, season_length: int, *, future_length: int = 0) -> None:
-        lengths = [len(series) for series in panel.series]
-        self.num_series = len(lengths)
+        self.num_series = len(panel.series)
         self.num_channels = panel.num_channels
-        self.starts = np.concatenate(([0], np.cumsum(lengths)))
-        """Row at which each series starts, and where the last one ends."""
-        self.values: Float[Tensor, "rows channel"] = torch.empty(int(self.starts[-1]), panel.num_channels)
-        for index, series in enumerate(panel.series):
-            scaled = (series.values - scaler.loc[index]) / scaler.scale[index]
-            self.values[self.starts[index] : self.starts[index + 1]] = torch.from_numpy(scaled)
-        self._loc, self._scale = torch.from_numpy(scaler.loc), torch.from_numpy(scaler.scale)
+        self._values = tuple(np.ascontiguousarray(series.values) for series in panel.series)
+        self._loc, self._scale = np.ascontiguousarray(scaler.loc), np.ascontiguousarray(scaler.scale)
         self.season_length = season_length
-        self.phases = np.array(
-            [season_position(series.time[0], panel.freq, season_length, panel.timezone) for series in panel.series]
-        )
+        first = np.array([series.time[0] for series in panel.series], dtype="datetime64[ns]")
+        self.phases = season_positions(first, panel.freq, season_length, panel.timezone)
         """Position in the season of each series' first row."""
         check_covariates(panel, scaler.covariates.covariates)
         self._past = step_features(panel, scaler.covariates, "past")
         self._known = step_features(panel, scaler.covariates, "known", future_length)
         self._static = static_features(panel, scaler.covariates)
-        # Known rows go on after each series' last.
-        self._known_starts = self.starts[:-1] + future_length * np.arange(self.num_series)
-        self._future_length = future_length
 
     def gather(
         self,
@@ -71,7 +59,7 @@ class ScaledPanel:
         prediction_length: int,
         future_length: int | None = None,
     ) -> Batch:
-        """The windows of the given series whose futures start at the given rows of theirs.
+        """The windows of the given series whose futures start at the given rows of theirs, in float32.
 
         Steps before a series' first row, and past its last, come out as unobserved. Past covariates end at the origin.
 
@@ -82,36 +70,31 @@ class ScaledPanel:
             prediction_length: steps from the origin on; 0 when there is no future to look at.
             future_length: steps from the origin on for known covariates; ``prediction_length`` unless given.
         """
-        steps = np.arange(-context_length, prediction_length)
-        local = origins[:, None] + steps
-        rows = torch.from_numpy(local + self.starts[series][:, None])
-        lengths = (self.starts[1:] - self.starts[:-1])[series][:, None]
-        inside = torch.from_numpy((local >= 0) & (local < lengths))
-        values = self.values[rows.clamp_(0, len(self.values) - 1)]  # [B, L + horizon, C]
-        observed = ~values.isnan() & inside[..., None]
-        values = torch.where(observed, values, 0.0)
-        known = None
-        if self._known is not None:
-            known_local = origins[:, None] + np.arange(
-                -context_length, prediction_length if future_length is None else future_length
-            )
-            known_inside = (known_local >= 0) & (known_local < lengths + self._future_length)
-            known = self._known.gather(known_local + self._known_starts[series][:, None], known_inside)
-        past = None
-        if self._past is not None:
-            past = self._past.gather(rows[:, :context_length].numpy(), inside[:, :context_length].numpy())
+        from trellis_ts.datasets.gathering import scaled_windows
+
+        starts = origins - context_length
+        shape = (len(series), context_length + prediction_length, self.num_channels)
+        window, mask = np.empty(shape, dtype=np.float32), np.empty(shape, dtype=bool)
+        copy = scaled_windows()
+        for index, places in places_by_series(series):
+            copy(self._values[index], self._loc[index], self._scale[index], starts[places], places, window, mask)
+        values, observed = torch.from_numpy(window), torch.from_numpy(mask)
+        known_length = context_length + (prediction_length if future_length is None else future_length)
+        static = None
+        if self._static is not None:
+            static = Features(*(each[torch.from_numpy(series)] for each in self._static))
         return Batch(
             context=values[:, :context_length],
             observed=observed[:, :context_length],
-            phase=torch.from_numpy((self.phases[series] + origins - context_length) % self.season_length),
+            phase=torch.from_numpy((self.phases[series] + starts) % self.season_length),
             series=torch.from_numpy(series),
             future=values[:, context_length:] if prediction_length else None,
             future_observed=observed[:, context_length:] if prediction_length else None,
-            past=past,
-            known=known,
-            static=None if self._static is None else self._static.gather(series, np.ones(len(series), dtype=bool)),
-            loc=self._loc[series][:, None],
-            scale=self._scale[series][:, None],
+            past=None if self._past is None else self._past.gather(series, starts, context_length),
+            known=None if self._known is None else self._known.gather(series, starts, known_length),
+            static=static,
+            loc=torch.from_numpy(self._loc[series][:, None]),
+            scale=torch.from_numpy(self._scale[series][:, None]),
             origin=torch.from_numpy(origins),
         )
 

@@ -18,7 +18,7 @@ RANKS = [
     {"errors"},
     {"quantiles"},
     {"distributions"},
-    {"types", "config", "files", "devices"},
+    {"types", "config", "files", "devices", "shuffling"},
     {"presets"},
     {"kernels", "datasets", "configs"},
     {"losses", "metrics", "scaling", "patching", "heads", "significance", "covariates", "copula"},

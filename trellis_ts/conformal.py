@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -156,8 +157,9 @@ def _levels_of(calibration: Calibration, forecast: Forecast) -> tuple[float, ...
     return tuple(sorted(levels))
 
 
+@lru_cache(maxsize=16)  # a model forecasts again and again with one calibration
 def _signed_offsets(
-    calibration: Calibration, levels: Sequence[float], horizon: int
+    calibration: Calibration, levels: tuple[float, ...], horizon: int
 ) -> Float[Tensor, "horizon 1 quantile"]:
     """What is added to each level: linear in the normal score from 0 at the median, the widest band's beyond it."""
     score = normal_score(torch.tensor(levels, dtype=torch.float64)).numpy()

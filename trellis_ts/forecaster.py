@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import replace
+from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -326,12 +327,16 @@ class Forecaster:
         order = [panel.channels.index(name) for name in data.channels]
         return replace(
             panel,
-            series=tuple(replace(each, values=each.values[:, order]) for each in panel.series),
+            series=tuple(replace(each, values=np.take(each.values, order, axis=1)) for each in panel.series),
             columns=replace(panel.columns, channels=data.channels),
         )
 
     def scaler(self) -> Scaler:
         """The training rows' statistics."""
+        return self._scaler
+
+    @cached_property
+    def _scaler(self) -> Scaler:
         series = self.checkpoint.data.series
         return Scaler(
             tuple(each.name for each in series),
@@ -359,6 +364,8 @@ class Forecaster:
         if isinstance(self._model, CausalModel):
             pieces = [self._finished(roll_out(self._model, panel, scaler, horizon, self.device))]
             return self._in_data_units(pieces, scaler, quantile_levels)
+        if self._model.shape.covariates.cycles:
+            panel = _recent(panel, self._model.shape.context_length)
         scaled = ScaledPanel(panel, scaler, self._model.shape.season_length, future_length=horizon)
         ends = np.array([len(series) for series in panel.series], dtype=np.int64)
         pieces = []
@@ -488,6 +495,16 @@ class Forecaster:
         if self.calibrated and self.checkpoint.calibration is not None:
             forecast = conformal.apply(self.checkpoint.calibration, forecast)
         return forecast
+
+
+def _recent(panel: Panel, rows: int) -> Panel:
+    """The panel with the last rows of each series only, so that the calendar of no other is looked up."""
+    series = []
+    for each in panel.series:
+        start = max(0, len(each) - rows)
+        past, known = (None if part is None else part[start:] for part in (each.past, each.known))
+        series.append(replace(each, time=each.time[start:], values=each.values[start:], past=past, known=known))
+    return replace(panel, series=tuple(series))
 
 
 def _shifted(features: Features, steps: int, length: int | None = None) -> Features:

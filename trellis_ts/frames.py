@@ -43,15 +43,14 @@ def forecast_frame(
     for index, level in enumerate(forecast.quantile_levels):
         if forecast.quantiles is not None:
             columns[free_name(f"q{level:g}", taken)] = _flat(forecast.quantiles[..., index])
-    return pd.DataFrame(columns)
+    return pd.DataFrame(columns, copy=False)
 
 
 def _index_columns(panel: Panel, horizon: int, id_name: str | None, time_name: str | None) -> dict[str, Any]:
     """What the rows of a forecast are about: series, channel where there is a choice, and stamp."""
     channels = panel.num_channels
-    stamps = np.stack(
-        [calendar.future_times(each.time[-1], panel.freq, horizon, panel.timezone) for each in panel.series]
-    )
+    last = np.array([each.time[-1] for each in panel.series], dtype="datetime64[ns]")
+    stamps = calendar.future_grid(last, panel.freq, horizon, panel.timezone)
     of_channels = np.tile(np.repeat(np.array(panel.channels, dtype=object), horizon), len(panel.series))
     time_name, id_name = time_name or panel.columns.time, id_name or panel.columns.id
     columns: dict[str, Any] = {}
@@ -116,8 +115,8 @@ def sample_frame(
 
 
 def _flat(values: torch.Tensor) -> NDArray[np.float64]:
-    """``[series, horizon, channel]`` in the order of the frame's rows."""
-    return values.transpose(1, 2).reshape(-1).double().numpy()
+    """``[series, horizon, channel]`` in the order of the frame's rows, as an array of its own."""
+    return np.array(values.transpose(1, 2).reshape(-1).numpy(), dtype=np.float64)
 
 
 def _as_index(stamps: NDArray[np.datetime64], panel: Panel) -> pd.DatetimeIndex:

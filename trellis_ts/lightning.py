@@ -17,6 +17,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader, Sampler
 
 from trellis_ts.losses import forecast_loss
+from trellis_ts.shuffling import RandomOrder
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -33,6 +34,9 @@ if TYPE_CHECKING:
 
 _WARMUP_FRACTION = 0.05
 _MAX_WARMUP_STEPS = 200
+# More windows than this are not shuffled in memory.
+_MOST_SHUFFLED = 1 << 20
+_DRAWN_AT_ONCE = 4096
 
 
 def learning_rate_factor(step: int, total_steps: int, time_fraction: float = 0.0) -> float:
@@ -142,7 +146,11 @@ class StreamModule(ForecastModule):
 
 class EpochSampler(Sampler[int]):
     """A fresh random order of windows every epoch, fixed by the seed and the epoch alone, so that a resumed run sees
-    the order an uninterrupted one would have seen."""
+    the order an uninterrupted one would have seen.
+
+    Of very many windows the order is computed as it is read, a few thousand at a time: an epoch of
+    ``windows_per_epoch`` then costs the same however many there are, and no list of all is ever held.
+    """
 
     def __init__(self, num_windows: int, *, seed: int, windows_per_epoch: int | None) -> None:
         self.num_windows = num_windows
@@ -158,8 +166,15 @@ class EpochSampler(Sampler[int]):
         return self.length
 
     def __iter__(self) -> Iterator[int]:
-        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
-        yield from torch.randperm(self.num_windows, generator=generator)[: self.length].tolist()
+        if self.num_windows <= _MOST_SHUFFLED:
+            generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
+            order = torch.randperm(self.num_windows, generator=generator)[: self.length]
+            for start in range(0, self.length, _DRAWN_AT_ONCE):  # a list of all would hold five times the memory
+                yield from order[start : start + _DRAWN_AT_ONCE].tolist()
+            return
+        computed = RandomOrder(self.num_windows, (self.seed, self.epoch))
+        for start in range(0, self.length, _DRAWN_AT_ONCE):
+            yield from computed.at(start, min(start + _DRAWN_AT_ONCE, self.length)).tolist()
 
 
 def _as_is(batch: Any) -> Any:

@@ -27,9 +27,13 @@ def normal_score(level: Tensor) -> Tensor:
 
 def rising(quantiles: Float[Tensor, "*shape quantile"], center: int) -> Float[Tensor, "*shape quantile"]:
     """The same without crossings: each quantile moved outwards, away from the one at ``center``, where it must be."""
-    below = quantiles[..., : center + 1].flip(-1).cummin(dim=-1).values.flip(-1)
-    above = quantiles[..., center:].cummax(dim=-1).values
-    return torch.cat((below[..., :-1], above), dim=-1)
+    # Column by column: torch's cummin along a short last axis takes ten times as long.
+    columns = list(quantiles.unbind(-1))
+    for index in range(center - 1, -1, -1):
+        columns[index] = torch.minimum(columns[index], columns[index + 1])
+    for index in range(center + 1, len(columns)):
+        columns[index] = torch.maximum(columns[index], columns[index - 1])
+    return torch.stack(columns, dim=-1)
 
 
 @dataclass(frozen=True, eq=False)

@@ -30,7 +30,9 @@ def make_scaler(panel, cycles=("week",)):
 
 @pytest.fixture(scope="module")
 def scaled(panel):
-    return ScaledPanel(panel, make_scaler(panel), 7, future_length=FUTURE)
+    scaled = ScaledPanel(panel, make_scaler(panel), 7, future_length=FUTURE)
+    scaled.gather(np.array([0]), np.array([9]), CONTEXT, 0)  # compiles, which no example's deadline allows for
+    return scaled
 
 
 def check(features: Features, raw: np.ndarray, covariates, names) -> None:
@@ -110,12 +112,15 @@ def test_the_calendar_goes_on_where_the_panel_ends(panel, scaled):
     assert not beyond.values[0, -2:].any()
 
 
-def test_one_copy_in_small_numbers(panel):
+def test_covariates_are_read_where_they_lie(panel):
+    """Nothing is stored per row but where it is in each cycle."""
     scaled = ScaledPanel(panel, make_scaler(panel, ("day", "week")), 7, future_length=FUTURE)
-    table = scaled._known
-    assert len(table.numbers) == sum(LENGTHS) + 3 * FUTURE
-    assert (table.numbers.dtype, table.codes.dtype, table.cycles.dtype) == (torch.float32, torch.int32, torch.int16)
-    assert table.cycles.shape[1] == 2
+    known, past = scaled._known, scaled._past
+    assert all(own is series.known for own, series in zip(known._values, panel.series, strict=True))
+    assert all(own is series.past for own, series in zip(past._values, panel.series, strict=True))
+    assert known._positions.dtype == np.int16
+    assert known._positions.shape == (sum(LENGTHS) + 3 * FUTURE, 2)
+    assert past._positions.shape[1] == 0
 
 
 def test_no_covariates_give_a_batch_as_ever(make_panel):
