@@ -219,7 +219,7 @@ def measure_many_series(num_series: int = 10_000) -> dict[str, Any]:
     other = neural_forecast(frame)
     if other is not None:
         contestants["neuralforecast"] = other
-    least = by_turns(contestants, 3)
+    least = by_turns(contestants, 2)
     result = {f"{name}_series_per_second": num_series / seconds for name, seconds in least.items()}
     if other is not None:
         result["neuralforecast_over_predict"] = least["neuralforecast"] / least["predict"]
