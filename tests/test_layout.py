@@ -30,7 +30,7 @@ RANKS = [
     {"evaluation", "plots", "frames"},
     {"preparation"},
     {"training"},
-    {"forecaster"},
+    {"forecaster", "streaming"},
     {"integrations", "commands"},
     {"__main__"},
 ]

@@ -23,6 +23,7 @@ PUBLIC = [
     "Forecaster",
     "MemoryState",
     "Panel",
+    "StreamingForecaster",
     "TrellisError",
     "TrellisLayer",
     "TrellisState",

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from trellis_ts.forecaster import Forecaster
     from trellis_ts.kernels import MemoryState, trellis_memory, trellis_memory_step
     from trellis_ts.layers.trellis import TrellisLayer, TrellisState
+    from trellis_ts.streaming.forecaster import StreamingForecaster
     from trellis_ts.types import Forecast, Panel
 
 _HOMES = {
@@ -27,6 +28,7 @@ _HOMES = {
     "Forecaster": "forecaster",
     "MemoryState": "kernels",
     "Panel": "types",
+    "StreamingForecaster": "streaming.forecaster",
     "TrellisError": "errors",
     "TrellisLayer": "layers.trellis",
     "TrellisState": "layers.trellis",
@@ -45,6 +47,7 @@ __all__ = [
     "Forecaster",
     "MemoryState",
     "Panel",
+    "StreamingForecaster",
     "TrellisError",
     "TrellisLayer",
     "TrellisState",

@@ -33,7 +33,7 @@ from trellis_ts.errors import ConfigError
 from trellis_ts.quantiles import QuantileCurve, normal_score, rising
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from jaxtyping import Float
     from numpy.typing import NDArray
@@ -286,6 +286,16 @@ class AdaptiveConformal:
         if band not in self.bands:
             raise ConfigError(f"band {band} is not among those that are adapted: {list(self.bands)}")
         return self._alpha.get(band, torch.tensor(1 - band, dtype=torch.float64))
+
+    def set_alpha(self, alpha: Mapping[float, Tensor]) -> None:
+        """Goes on from miss rates ``[batch, horizon, channel]`` kept elsewhere.
+
+        Raises:
+            ConfigError: a band that is not adapted.
+        """
+        for band, values in alpha.items():
+            self.alpha(band)
+            self._alpha[band] = values.double()
 
     def band(self, forecast: Forecast, band: float) -> tuple[Tensor, Tensor]:
         """Lower and upper edge ``[batch, horizon, channel]`` at the present level.

@@ -33,7 +33,6 @@ from trellis_ts.errors import ConfigError, DataError
 from trellis_ts.evaluation import backtest
 from trellis_ts.frames import as_library_of, forecast_frame, sample_frame
 from trellis_ts.passes import HistoryPass, roll_out
-from trellis_ts.quantiles import QuantileCurve
 from trellis_ts.types import Batch, Features, Forecast, Panel
 
 if TYPE_CHECKING:
@@ -523,8 +522,4 @@ def _unscale(
     """
     forecast = Forecast.joined(pieces, dim=0).map(torch.Tensor.double)
     forecast = forecast.affine(torch.from_numpy(loc)[:, None], torch.from_numpy(scale)[:, None])
-    if not is_count:
-        return forecast
-    if isinstance(forecast.distribution, QuantileCurve):
-        forecast = replace(forecast, distribution=replace(forecast.distribution, is_count=True))
-    return replace(forecast, quantiles=None).at_levels(forecast.quantile_levels)
+    return forecast.as_counts() if is_count else forecast

@@ -301,6 +301,13 @@ class Forecast:
             distribution=None if self.distribution is None else self.distribution.affine(loc, scale),
         )
 
+    def as_counts(self) -> Forecast:
+        """In whole numbers, of a forecast of counts in the units of the data."""
+        forecast = self
+        if isinstance(self.distribution, QuantileCurve):
+            forecast = replace(self, distribution=replace(self.distribution, is_count=True))
+        return replace(forecast, quantiles=None).at_levels(self.quantile_levels)
+
     @staticmethod
     def joined(forecasts: Sequence[Forecast], dim: int) -> Forecast:
         """Forecasts of one kind, one after the other along an axis."""

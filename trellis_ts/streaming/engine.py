@@ -1,0 +1,386 @@
+"""The streaming network for one step of many series at once, in NumPy.
+
+The same numbers as ``CausalModel`` gives, up to rounding. That one is made for long stretches and gradients; a single
+step of a single series is mostly the cost of calling operators, of which this makes as few as it can: weights of
+normalisations go into the matrices behind them, projections that read the same features are one product, and what the
+queries take from earlier tokens is kept between two seals.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from scipy.special import erf
+from torch import nn
+
+from trellis_ts.heads import center_index
+from trellis_ts.kernels import MemoryState, trellis_memory_step
+from trellis_ts.layers.causal import CausalBlock
+from trellis_ts.scaling import FLOOR_CONTEXTS, LEAST_OBSERVED, ROUNDING, SCALE_FLOOR
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from trellis_ts.causal import CausalModel
+    from trellis_ts.config import ModelConfig
+
+    Array = NDArray[np.floating[Any]]
+
+_UNIT_EPSILON = 1e-6
+_READ_EPSILON = 1e-6
+DRIFT_RATE = 0.05
+"""Share of the newest token in the averages that show drift."""
+
+
+@dataclass(eq=False)
+class Rows:
+    """What the network carries for each series and channel (row): arrays whose first axis is the row."""
+
+    window: NDArray[np.float64]
+    """``[row, context]``: the last steps, NaN where missing."""
+    scale: NDArray[np.float64]
+    """``[row, 3]``: location and scale last found, NaN before the first, and the largest scale, slowly forgotten."""
+    memory: Array
+    """``[row, layer, 2, head, slot, dim]``: key memories and value memories."""
+    tail: Array
+    """``[row, layer, lag, feature]``: queries and keys of the last tokens."""
+    drift: NDArray[np.float64]
+    """``[row, 2]``: the mean forget gate and the relative size of the writes, each averaged over the last tokens."""
+
+    def of(self, rows: NDArray[np.int64] | slice) -> Rows:
+        """Some rows: views for a slice, copies for an index."""
+        return Rows(self.window[rows], self.scale[rows], self.memory[rows], self.tail[rows], self.drift[rows])
+
+    def put(self, rows: NDArray[np.int64], part: Rows) -> None:
+        """Writes copies back."""
+        for name, value in vars(part).items():
+            getattr(self, name)[rows] = value
+
+
+@dataclass(frozen=True, eq=False)
+class _Layer:
+    """A block's weights, transposed, with the weights of the normalisations in them."""
+
+    ask: Array
+    """Query (times the convolution's kernel at lag 0) and gate of a query."""
+    write: Array
+    """Query and key features, value, target, gates and gate of a token."""
+    gate_bias: Array
+    kernel: Array
+    output: Array
+    gate_up: Array
+    down: Array
+
+
+class Engine:
+    """Seals patches and answers queries with a model's weights.
+
+    Args:
+        model: the network; its weights are copied.
+        dtype: of the arithmetic; float64 serves tests.
+    """
+
+    def __init__(self, model: CausalModel, dtype: type[np.floating[Any]] = np.float32) -> None:
+        self.config: ModelConfig = model.config
+        self.shape, self.levels, self.family = model.shape, model.quantile_levels, model.family
+        self.dtype = dtype
+        self.torch_dtype = torch.float64 if dtype is np.float64 else torch.float32
+        self.patch, self.context = model.shape.patch_length, model.shape.context_length
+        self.num_heads, self.width = self.config.num_heads, self.config.width
+        self.layers = [self._layer(block) for block in model.blocks if isinstance(block, CausalBlock)]
+        self.embedding = self._matrix(model.patches.projection)
+        self.embedding_bias = self._vector(model.patches.projection.bias)
+        self.open_steps = self._vector(model.open_steps)
+        self.calendar = None if model.calendar is None else self._matrix(model.calendar)
+        self.calendar_bias = None if model.calendar is None else self._vector(model.calendar.bias)
+        self.head = self._vector(model.head.norm.weight)[:, None] * self._matrix(model.head.projection)
+        self.head_bias = self._vector(model.head.projection.bias)
+        self.skip = None if model.skip is None else self._matrix(model.skip)
+        self.skip_bias = None if model.skip is None else self._vector(model.skip.bias)
+        self.cycle = None if model.cycle is None else model.cycle.detach().double().numpy()
+        start = model.start(1)
+        self._start_memory = np.stack(
+            [np.stack([self._vector(each)[0] for each in layer.memory]) for layer in start.layers]
+        )
+        self._tail_shape = (len(self.layers), *start.layers[0].tail.shape[1:])
+        self._decay = 2.0 ** (-self.patch / (FLOOR_CONTEXTS * self.context))
+
+    def start(self, num_rows: int) -> Rows:
+        """Rows before their first step."""
+        scale = np.full((num_rows, 3), np.nan)
+        scale[:, 2] = 0.0
+        return Rows(
+            window=np.full((num_rows, self.context), np.nan),
+            scale=scale,
+            memory=np.repeat(self._start_memory[None], num_rows, axis=0),
+            tail=np.zeros((num_rows, *self._tail_shape), dtype=self.dtype),
+            drift=np.full((num_rows, 2), np.nan),
+        )
+
+    def seal(self, rows: Rows, calendar: Array | None, phase: NDArray[np.int64]) -> None:
+        """Writes the last ``patch_length`` steps of the windows to the memories; the rows are changed in place.
+
+        Args:
+            rows: their windows end with the patch.
+            calendar: ``[row, feature]`` of the last step, for a model that reads it.
+            phase: ``[row]``, position in the season of the step after the last.
+        """
+        observed = ~np.isnan(rows.window)
+        loc, scale, found = self._statistics(rows.window, observed)
+        rows.scale[found, 0], rows.scale[found, 1] = loc[found], scale[found]
+        rows.scale[:, 2] *= self._decay
+        rows.scale[found, 2] = np.maximum(rows.scale[found, 2], scale[found])
+        loc, scale = rows.scale[:, 0], np.maximum(rows.scale[:, 1], SCALE_FLOOR * rows.scale[:, 2])
+        values = self._normalised(rows.window, observed, loc, scale, phase, self.patch)
+        is_written = observed[:, -self.patch :].any(axis=1) & ~np.isnan(loc)
+        tokens = self._embed(values, observed[:, -self.patch :], calendar)
+        last = len(self.layers) - 1
+        for number, layer in enumerate(self.layers):
+            tokens = self._write(rows, number, layer, tokens, is_written, is_last=number == last)
+
+    def rest(self, rows: Rows, patches: int) -> None:
+        """Seals so many patches without a value, of rows whose windows and convolutions hold none any more."""
+        rows.scale[:, 2] *= self._decay**patches
+
+    def ask(
+        self, rows: Rows, open_steps: NDArray[np.int64], calendar: Array | None, phase: NDArray[np.int64]
+    ) -> tuple[Array, NDArray[np.float64], NDArray[np.float64]]:
+        """The forecast from the end of the windows: ``[row, horizon, output]`` on the normalised scale, location and
+        scale (NaN where there were too few values). Nothing is changed.
+
+        Args:
+            rows: as they are.
+            open_steps: ``[row]``, steps since the last seal.
+            calendar: as for ``seal``.
+            phase: as for ``seal``.
+        """
+        observed = ~np.isnan(rows.window)
+        loc, scale, found = self._statistics(rows.window, observed)
+        floor = SCALE_FLOOR * rows.scale[:, 2]
+        if not found.all():
+            loc = np.where(found, loc, rows.scale[:, 0])
+            scale = np.where(found, scale, rows.scale[:, 1])
+        scale = np.maximum(scale, floor)
+        values = self._normalised(rows.window, observed, loc, scale, phase, self.context)
+        queries = self._embed(values[:, -self.patch :], observed[:, -self.patch :], calendar)
+        queries = queries + self.open_steps[open_steps]
+        for number, layer in enumerate(self.layers):
+            queries = self._read(rows, number, layer, queries)
+        output = self._unit_rms(queries) @ self.head + self.head_bias
+        output = output.reshape(len(output), self.shape.prediction_length, -1)
+        if self.family is None and self.levels:
+            output = _spread(output, center_index(self.levels))
+        moved = slice(0, 1) if self.family else slice(None)
+        if self.skip is not None:
+            output[..., moved] += (values @ self.skip + self.skip_bias)[..., None]
+        if self.cycle is not None:
+            steps = phase[:, None] + np.arange(self.shape.prediction_length)
+            output[..., moved] += self._cycle_at(steps).astype(self.dtype)[..., None]
+        return output, loc, scale
+
+    def _layer(self, block: CausalBlock) -> _Layer:
+        mixer, width = block.mixer, self.width
+        before = self._vector(block.mixer_norm.weight)[:, None]
+        query_key = self._matrix(mixer.query_key)
+        gate, kernel = self._matrix(block.gate), self._vector(mixer.convolution.kernel)
+        written = [query_key, self._matrix(mixer.value), self._matrix(mixer.target), self._matrix(mixer.gates), gate]
+        return _Layer(
+            ask=before * np.hstack((query_key[:, :width] * kernel[0, :width], gate)),
+            write=before * np.hstack(written),
+            gate_bias=self._vector(mixer.gates.bias),
+            kernel=kernel,
+            output=self._vector(block.post_norm.weight)[:, None] * self._matrix(block.output),
+            gate_up=self._vector(block.feedforward_norm.weight)[:, None] * self._matrix(block.feedforward.gate_up),
+            down=self._matrix(block.feedforward.down),
+        )
+
+    def _vector(self, tensor: torch.Tensor) -> Array:
+        array: Array = tensor.detach().cpu().numpy().astype(self.dtype)
+        return array
+
+    def _matrix(self, linear: nn.Linear) -> Array:
+        """A linear map as what multiplies rows from the right."""
+        return np.ascontiguousarray(self._vector(linear.weight).T)
+
+    def _statistics(
+        self, window: NDArray[np.float64], observed: NDArray[np.bool_]
+    ) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.bool_]]:
+        """As ``window_statistics``."""
+        if observed.all():
+            count: Any = self.context
+            deviation = window - (loc := window.sum(axis=1) / count)[:, None]
+        else:
+            count = observed.sum(axis=1)
+            divisor = np.maximum(count, 1)
+            loc = np.where(observed, window, 0.0).sum(axis=1) / divisor
+            deviation = np.where(observed, window - loc[:, None], 0.0)
+        scale = np.sqrt(np.einsum("rt,rt->r", deviation, deviation) / np.maximum(count, 1))
+        scale[scale <= ROUNDING * np.finfo(np.float64).eps * np.abs(loc)] = 0.0
+        return loc, scale, np.broadcast_to(count >= min(LEAST_OBSERVED, self.context), loc.shape)
+
+    def _normalised(
+        self,
+        window: NDArray[np.float64],
+        observed: NDArray[np.bool_],
+        loc: NDArray[np.float64],
+        scale: NDArray[np.float64],
+        phase: NDArray[np.int64],
+        length: int,
+    ) -> Array:
+        """The last ``length`` steps without location, scale and season; 0 where missing."""
+        divisor = np.where(scale > 0, scale, 1.0)[:, None]
+        values = (window[:, -length:] - loc[:, None]) / divisor
+        if self.cycle is not None:
+            values -= self._cycle_at(phase[:, None] + np.arange(-length, 0))
+        is_missing = ~observed[:, -length:] | np.isnan(loc)[:, None]
+        if is_missing.any():
+            values[is_missing] = 0.0
+        return values.astype(self.dtype)
+
+    def _cycle_at(self, steps: NDArray[np.int64]) -> NDArray[np.float64]:
+        """``[row, step]``: the learned season of each row's channel, channels being the inner part of the rows."""
+        if self.cycle is None:
+            raise AssertionError("a model without a season")
+        channel = np.arange(len(steps)) % self.shape.num_channels
+        return self.cycle[steps % self.shape.season_length, channel[:, None]]
+
+    def _embed(self, values: Array, observed: NDArray[np.bool_], calendar: Array | None) -> Array:
+        read = np.concatenate((values, observed.astype(self.dtype)), axis=1)
+        rows: Array = read @ self.embedding + self.embedding_bias
+        if self.calendar is not None and calendar is not None:
+            rows += calendar.astype(self.dtype) @ self.calendar + self.calendar_bias
+        return rows
+
+    def _unit_rms(self, rows: Array) -> Array:
+        """RMSNorm without its weight."""
+        square = np.einsum("rw,rw->r", rows, rows)
+        normed: Array = rows * (1.0 / np.sqrt(square / self.width + np.finfo(self.dtype).eps))[:, None].astype(
+            self.dtype
+        )
+        return normed
+
+    def _unit_heads(self, features: Array) -> Array:
+        heads = features.reshape(len(features), self.num_heads, -1)
+        square = np.einsum("rhd,rhd->rh", heads, heads)
+        unit: Array = heads * (1.0 / np.sqrt(square + _UNIT_EPSILON)).astype(self.dtype)[..., None]
+        return unit
+
+    def _write(
+        self, rows: Rows, number: int, layer: _Layer, tokens: Array, is_written: NDArray[np.bool_], *, is_last: bool
+    ) -> Array:
+        """One block for a token of each row, which changes the row's state; the token after the block."""
+        width, heads, slots = self.width, self.num_heads, self.config.num_slots
+        normed = self._unit_rms(tokens)
+        projected = normed @ layer.write
+        present = is_written[:, None].astype(self.dtype)
+        features = projected[:, : 2 * width] * present
+        tail = rows.tail[:, number]
+        mixed = features * layer.kernel[0]
+        for lag in range(1, len(layer.kernel)):
+            mixed = mixed + tail[:, -lag] * layer.kernel[lag]
+        if tail.shape[1]:
+            rows.tail[:, number] = np.concatenate((tail[:, 1:], features[:, None]), axis=1)
+        value, target, gates, gate = np.split(
+            projected[:, 2 * width :], np.cumsum((width, heads * slots, len(layer.gate_bias))), axis=1
+        )
+        log_forget, step_size = self._gates(gates + layer.gate_bias)
+        before = rows.memory[:, number]
+
+        def tensor(array: Array) -> torch.Tensor:
+            return torch.from_numpy(np.ascontiguousarray(array, dtype=self.dtype))
+
+        with torch.inference_mode():
+            output, after = trellis_memory_step(
+                query=tensor(self._unit_heads(mixed[:, :width])),
+                key=tensor(self._unit_heads(mixed[:, width:])),
+                value=tensor(self._unit_heads(value)),
+                target=tensor(target.reshape(len(target), heads, slots)),
+                log_forget=tensor(log_forget * present),
+                step_size=tensor(step_size * present),
+                state=MemoryState(tensor(before[:, 0]), tensor(before[:, 1])),
+                write_activation=self.config.write_activation,
+                read_activation=self.config.read_activation,
+                write_epsilon=self.config.write_epsilon,
+            )
+        new = np.stack([each.numpy() for each in after], axis=1)
+        self._note_drift(rows, number, before, new, np.exp(log_forget), is_written)
+        rows.memory[:, number] = new
+        if is_last:
+            return tokens
+        return self._rest(layer, tokens, output.numpy().reshape(len(tokens), width), gate)
+
+    def _read(self, rows: Rows, number: int, layer: _Layer, queries: Array) -> Array:
+        """One block for a query of each row."""
+        width = self.width
+        projected = self._unit_rms(queries) @ layer.ask
+        asked, tail = projected[:, :width], rows.tail[:, number, :, :width]
+        for lag in range(1, len(layer.kernel)):
+            asked = asked + tail[:, -lag] * layer.kernel[lag, :width]
+        memory = rows.memory[:, number]
+        slots = (memory[:, 0] @ self._unit_heads(asked)[..., None])[..., 0]  # [R, H, M]
+        read = self._activated(slots)[:, :, None] @ memory[:, 1]  # [R, H, 1, D]
+        return self._rest(layer, queries, read.reshape(len(queries), width), projected[:, width:])
+
+    def _rest(self, layer: _Layer, residual: Array, mixed: Array, gate: Array) -> Array:
+        """What follows the memory in a block."""
+        if self.config.output_activation == "silu":
+            mixed = _silu(mixed)
+        opened = gate * (1 + erf(gate * self.dtype(math.sqrt(0.5)))) * self.dtype(0.5)
+        residual = residual + (self._unit_rms(mixed) * opened) @ layer.output
+        hidden = self._unit_rms(residual) @ layer.gate_up
+        half = hidden.shape[1] // 2
+        added: Array = residual + (_silu(hidden[:, :half]) * hidden[:, half:]) @ layer.down
+        return added
+
+    def _gates(self, gates: Array) -> tuple[Array, Array]:
+        """Log-forget and step size ``[row, head]``."""
+        step = gates[:, -self.num_heads :]
+        log_forget = -np.logaddexp(0, -gates[:, : self.num_heads]) if self.config.forget_gate else np.zeros_like(step)
+        if self.config.step_size_form == "bounded":
+            return log_forget, (1 + np.exp(log_forget)) / (1 + np.exp(-step))
+        return log_forget, np.logaddexp(0, step)
+
+    def _activated(self, slots: Array) -> Array:
+        """``f`` between the key pass and the value pass."""
+        if self.config.read_activation == "softmax":
+            exponentials = np.exp(slots - slots.max(axis=-1, keepdims=True))
+            return exponentials / exponentials.sum(axis=-1, keepdims=True)
+        values = _silu(slots)
+        if self.config.read_activation == "l2_silu":
+            square = np.einsum("rhm,rhm->rh", values, values)
+            return values * (1 / np.sqrt(square + _READ_EPSILON)).astype(self.dtype)[..., None]
+        values = values - (values.sum(axis=-1) / self.dtype(values.shape[-1]))[..., None]
+        variance = np.einsum("rhm,rhm->rh", values, values) / values.shape[-1]
+        return values * (1 / np.sqrt(variance + _READ_EPSILON)).astype(self.dtype)[..., None]
+
+    def _note_drift(
+        self, rows: Rows, number: int, before: Array, after: Array, forget: Array, is_written: NDArray[np.bool_]
+    ) -> None:
+        """Averages the forget gate, and the size of the writes relative to the memory, over layers and tokens."""
+        written = after - before * forget[:, None, :, None, None]
+        size = np.sqrt(np.einsum("rphmd,rphmd->r", written, written))
+        held = np.sqrt(np.einsum("rphmd,rphmd->r", after, after))
+        seen = np.stack((forget.mean(axis=1), size / np.maximum(held, 1e-12)), axis=1)
+        rate = DRIFT_RATE / len(self.layers)
+        moved = np.where(np.isnan(rows.drift), seen, rows.drift + rate * (seen - rows.drift))
+        rows.drift[is_written] = moved[is_written]
+
+
+def _silu(array: Array) -> Array:
+    return array / (1 + np.exp(-array))
+
+
+def _spread(raw: Array, center: int) -> Array:
+    """As ``spread_quantiles``."""
+    steps = np.maximum(raw, 0) + np.log(1 + np.exp(-np.abs(raw)))
+    result = np.empty_like(raw)
+    result[..., center] = raw[..., center]
+    np.cumsum(steps[..., center + 1 :], axis=-1, out=result[..., center + 1 :])
+    result[..., center + 1 :] += raw[..., center : center + 1]
+    below = np.cumsum(steps[..., :center][..., ::-1], axis=-1)[..., ::-1]
+    result[..., :center] = raw[..., center : center + 1] - below
+    return result
