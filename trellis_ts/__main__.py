@@ -10,6 +10,7 @@ from importlib.metadata import version
 COMMANDS = {
     "train": "train a model on a table or a benchmark",
     "forecast": "forecast what follows the last rows of a table",
+    "stream": "follow live series: a forecast for every line of standard input",
     "evaluate": "score a model on rows it has not seen, beside seasonal naive",
     "info": "say what a model directory holds",
     "datasets": "list the known data sets, or fetch one",

@@ -115,7 +115,7 @@ def forecast(terminal: Terminal, values: Namespace, output: Path | None, plot: P
     from trellis_ts.commands.loading import load_forecaster, read_for
     from trellis_ts.frames import forecast_frame, free_name, sample_frame
 
-    levels = _levels(values.quantile_levels)
+    levels = levels_of(values.quantile_levels)
     forecaster = load_forecaster(values.model, values.device, calibrated=not values.no_calibration)
     panel = forecaster.check(read_for(terminal, forecaster, values))
     _check_horizon(panel, values.prediction_length)
@@ -170,7 +170,7 @@ def _check_horizon(panel: Panel, prediction_length: int | None) -> None:
         calendar.future_times(series.time[-1], panel.freq, max(1, prediction_length or 1), panel.timezone)
 
 
-def _levels(texts: list[str] | None) -> list[float] | None:
+def levels_of(texts: list[str] | None) -> list[float] | None:
     """Levels given one by one or with commas between them."""
     if texts is None:
         return None

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from trellis_ts.streaming.clock import Stamp
+    from trellis_ts.streaming.clock import Clock, Stamp
 
     Slots = NDArray[np.int64]
     Values = NDArray[np.float64]
@@ -106,6 +106,11 @@ class StreamingForecaster:
     def prediction_length(self) -> int:
         """Steps of a forecast."""
         return self._model.shape.prediction_length
+
+    @property
+    def clock(self) -> Clock:
+        """The model's calendar."""
+        return self._live.clock
 
     @property
     def channels(self) -> tuple[str, ...]:
