@@ -51,7 +51,7 @@ class LiveBands:
         self._center = center_index(levels) if levels else 0
         pairs = band_pairs(levels) if is_adaptive else []
         self.bands = [band for band, _, _ in pairs]
-        self._low, self._high = [low for _, low, _ in pairs], [high for _, _, high in pairs]
+        self._edges = [low for _, low, _ in pairs] + [high for _, _, high in pairs]
         self._offsets: Quantiles | None = None
         if calibration is not None and levels:
             self._offsets = self._offsets_of(calibration)
@@ -77,19 +77,39 @@ class LiveBands:
             return quantiles
         return self._rising(quantiles + self._offsets * unit[:, None, :, None])
 
-    def adapted(self, quantiles: Quantiles, alpha: NDArray[np.float64]) -> Quantiles:
-        """The edges of each band at its present level ``alpha`` ``[series, band, horizon, channel]``."""
-        if not self.bands:
-            return quantiles
-        start = 1 - np.array(self.bands)[:, None, None]
-        if np.array_equal(alpha, np.broadcast_to(start, alpha.shape)):
-            return quantiles  # nothing learnt yet
+    def plan(self, alpha: NDArray[np.float64]) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
+        """Where the edges of the bands lie at their levels, looked up once for all forecasts until they move.
+
+        Args:
+            alpha: ``[series, band, horizon, channel]``.
+
+        Returns:
+            ``[series, horizon, channel, edge]``, the lower edges first: the known quantile above each edge, and how far
+            the edge lies from the one below it, as a share of their distance (of any size on a tail, infinite where no
+            finite edge would keep the promise).
+        """
         level = np.clip(alpha, 0.0, 1.0) / 2
+        level = np.moveaxis(np.concatenate((level, 1 - level), axis=1), 1, -1)
+        is_open = np.moveaxis(np.concatenate((alpha, alpha), axis=1) <= 0, 1, -1)
+        score = normal_score(torch.from_numpy(level)).numpy()
+        upper = np.clip(np.searchsorted(self._knots, score), 1, len(self._knots) - 1)
+        weight = (score - self._knots[upper - 1]) / (self._knots[upper] - self._knots[upper - 1])
+        weight = np.where(is_open, np.where(np.arange(level.shape[-1]) < len(self.bands), -np.inf, np.inf), weight)
+        return upper.astype(np.int8), weight.astype(np.float32)
+
+    def adapted(self, quantiles: Quantiles, upper: NDArray[np.int8], weight: NDArray[np.float32]) -> Quantiles:
+        """The quantiles with the edges of the bands where ``plan`` has them; one of zeros stands for no plan yet."""
+        if not self.bands or not upper.any():
+            return quantiles
+        is_planned = upper[:, :1, :1, :1] > 0
+        above = np.maximum(upper, 1) + len(self.levels) * np.arange(upper[..., 0].size).reshape(*upper.shape[:3], 1)
+        right, left = quantiles.ravel()[above], quantiles.ravel()[above - 1]
+        with np.errstate(invalid="ignore"):  # an infinite share of no distance
+            edges = left + (right - left) * weight
+        if np.isinf(weight).any():
+            edges = np.where(np.isinf(weight), weight, edges)
         result = quantiles.copy()
-        for index, (low, high) in enumerate(zip(self._low, self._high, strict=True)):
-            is_open = alpha[:, index] <= 0
-            result[..., low] = np.where(is_open, -np.inf, self._at(quantiles, level[:, index]))
-            result[..., high] = np.where(is_open, np.inf, self._at(quantiles, 1 - level[:, index]))
+        result[..., self._edges] = np.where(is_planned, edges, quantiles[..., self._edges])
         return self._rising(result)
 
     def learn(
@@ -107,16 +127,6 @@ class LiveBands:
         values = torch.from_numpy(quantiles).double()
         adaptive.update(torch.from_numpy(actual), Forecast(values[..., self._center], values, self.levels))
         return torch.stack([adaptive.alpha(band) for band in self.bands], dim=1).numpy()
-
-    def _at(self, quantiles: Quantiles, level: NDArray[np.float64]) -> Quantiles:
-        """As ``QuantileCurve.quantile``."""
-        score = normal_score(torch.from_numpy(level)).numpy()
-        upper = np.clip(np.searchsorted(self._knots, score), 1, len(self._knots) - 1)
-        weight = (score - self._knots[upper - 1]) / (self._knots[upper] - self._knots[upper - 1])
-        left = np.take_along_axis(quantiles, upper[..., None] - 1, axis=-1)[..., 0]
-        right = np.take_along_axis(quantiles, upper[..., None], axis=-1)[..., 0]
-        result: Quantiles = np.where(weight == 1, right, left + (right - left) * weight)
-        return result
 
     def _rising(self, quantiles: Quantiles) -> Quantiles:
         """As ``quantiles.rising``."""

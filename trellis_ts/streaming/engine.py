@@ -347,15 +347,18 @@ class Engine:
     def _activated(self, slots: Array) -> Array:
         """``f`` between the key pass and the value pass."""
         if self.config.read_activation == "softmax":
-            exponentials = np.exp(slots - slots.max(axis=-1, keepdims=True))
-            return exponentials / exponentials.sum(axis=-1, keepdims=True)
+            exponentials: Array = np.exp(slots - slots.max(axis=-1, keepdims=True))
+            exponentials /= exponentials.sum(axis=-1, keepdims=True)
+            return exponentials
         values = _silu(slots)
         if self.config.read_activation == "l2_silu":
             square = np.einsum("rhm,rhm->rh", values, values)
-            return values * (1 / np.sqrt(square + _READ_EPSILON)).astype(self.dtype)[..., None]
+            values *= (1 / np.sqrt(square + _READ_EPSILON)).astype(self.dtype)[..., None]
+            return values
         values = values - (values.sum(axis=-1) / self.dtype(values.shape[-1]))[..., None]
         variance = np.einsum("rhm,rhm->rh", values, values) / values.shape[-1]
-        return values * (1 / np.sqrt(variance + _READ_EPSILON)).astype(self.dtype)[..., None]
+        values *= (1 / np.sqrt(variance + _READ_EPSILON)).astype(self.dtype)[..., None]
+        return values
 
     def _note_drift(
         self, rows: Rows, number: int, before: Array, after: Array, forget: Array, is_written: NDArray[np.bool_]
@@ -371,7 +374,8 @@ class Engine:
 
 
 def _silu(array: Array) -> Array:
-    return array / (1 + np.exp(-array))
+    result: Array = array / (1 + np.exp(-array))
+    return result
 
 
 def _spread(raw: Array, center: int) -> Array:

@@ -105,7 +105,8 @@ class LiveStates:
         self.table.put_rows(slots, rows)
 
     def _per_row(self, slots: Slots, what: int) -> NDArray[np.int64]:
-        return self.table.arrays["clock"][slots, what].repeat(self.model.shape.num_channels)
+        values: NDArray[np.int64] = self.table.arrays["clock"][slots, what]
+        return values.repeat(self.model.shape.num_channels)
 
     def _calendar(self, slots: Slots) -> NDArray[np.float32] | None:
         if not self.model.shape.covariates.cycles:
@@ -132,7 +133,9 @@ class LiveStates:
         quantiles = self.bands.calibrated(scaled, yard)
         if self.bands.bands:
             self._remember(slots, quantiles, loc)
-            quantiles = self.bands.adapted(quantiles, table.arrays["alpha"][slots])
+            quantiles = self.bands.adapted(
+                quantiles, table.arrays["edge_upper"][slots], table.arrays["edge_weight"][slots]
+            )
         values = torch.from_numpy(quantiles * unit[:, None, :, 1:2] + unit[:, None, :, :1])
         return Forecast(values[..., center], values, self.model.quantile_levels)
 
@@ -187,6 +190,8 @@ class LiveStates:
             arrays["alpha"][slot] = self.bands.learn(
                 arrays["alpha"][None, slot], arrays["pending"][None, slot, place], actual[None] - loc
             )[0]
+            upper, weight = self.bands.plan(arrays["alpha"][None, slot])
+            arrays["edge_upper"][slot], arrays["edge_weight"][slot] = upper[0], weight[0]
             arrays["pending_from"][slot, place] = -1
 
     def _note_error(self, slots: Slots, values: Values) -> None:

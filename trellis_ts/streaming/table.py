@@ -51,6 +51,8 @@ def make_fields(engine: Engine, num_bands: int) -> dict[str, Field]:
         "expected": Field((channels,), np.float64, np.nan),
         "error": Field((channels,), np.float64, np.nan),
         "alpha": Field((num_bands, horizon, channels), np.float64, 0),
+        "edge_upper": Field((horizon, channels, 2 * num_bands), np.int8, 0),
+        "edge_weight": Field((horizon, channels, 2 * num_bands), np.float32, 0),
         "pending": Field((PENDING if num_bands else 0, horizon, channels, len(engine.levels)), np.float32, np.nan),
         "pending_loc": Field((PENDING if num_bands else 0, channels), np.float64, 0),
         "pending_from": Field((PENDING if num_bands else 0,), np.int64, -1),
