@@ -61,7 +61,7 @@ class Clock:
             offset = time.utcoffset()
             local = np.datetime64(time.replace(tzinfo=None), "ns")
             return int((local - np.timedelta64(offset)).astype(np.int64))
-        stamp = np.datetime64(time, "ns")
+        stamp = np.asarray(time, dtype="datetime64[ns]")[()]
         if np.isnat(stamp):
             raise DataError("a time is missing; give every observation its own, or none of them")
         if self.timezone is not None and isinstance(time, datetime):

@@ -96,11 +96,11 @@ class Engine:
         self.embedding_bias = self._vector(model.patches.projection.bias)
         self.open_steps = self._vector(model.open_steps)
         self.calendar = None if model.calendar is None else self._matrix(model.calendar)
-        self.calendar_bias = None if model.calendar is None else self._vector(model.calendar.bias)
+        self.calendar_bias: Array | float = 0.0 if model.calendar is None else self._vector(model.calendar.bias)
         self.head = self._vector(model.head.norm.weight)[:, None] * self._matrix(model.head.projection)
         self.head_bias = self._vector(model.head.projection.bias)
         self.skip = None if model.skip is None else self._matrix(model.skip)
-        self.skip_bias = None if model.skip is None else self._vector(model.skip.bias)
+        self.skip_bias: Array | float = 0.0 if model.skip is None else self._vector(model.skip.bias)
         self.cycle = None if model.cycle is None else model.cycle.detach().double().numpy()
         start = model.start(1)
         self._start_memory = np.stack(
@@ -170,8 +170,8 @@ class Engine:
         queries = queries + self.open_steps[open_steps]
         for number, layer in enumerate(self.layers):
             queries = self._read(rows, number, layer, queries)
-        output = self._unit_rms(queries) @ self.head + self.head_bias
-        output = output.reshape(len(output), self.shape.prediction_length, -1)
+        flat = self._unit_rms(queries) @ self.head + self.head_bias
+        output: Array = flat.reshape(len(flat), self.shape.prediction_length, -1)
         if self.family is None and self.levels:
             output = _spread(output, center_index(self.levels))
         moved = slice(0, 1) if self.family else slice(None)
@@ -355,7 +355,7 @@ class Engine:
             square = np.einsum("rhm,rhm->rh", values, values)
             values *= (1 / np.sqrt(square + _READ_EPSILON)).astype(self.dtype)[..., None]
             return values
-        values = values - (values.sum(axis=-1) / self.dtype(values.shape[-1]))[..., None]
+        values -= (values.sum(axis=-1) / self.dtype(values.shape[-1]))[..., None]
         variance = np.einsum("rhm,rhm->rh", values, values) / values.shape[-1]
         values *= (1 / np.sqrt(variance + _READ_EPSILON)).astype(self.dtype)[..., None]
         return values
