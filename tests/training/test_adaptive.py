@@ -78,7 +78,9 @@ def test_every_value_counts_once_and_not_before_it_is_known(make_panel, step):
     scaled = ScaledPanel(panel, Scaler.fit(panel, [(0, 30)] * 2), 7)
     edges = [-1.5, -1.0, -0.5, 0, 0.5, 1.0, 1.5]
     adaptive = AdaptiveForecasts(lambda series, _: forecast_of(edges, len(series)), panel, scaled, LEVELS, step=step)
-    values, both = scaled.values.reshape(2, 60).numpy(), np.arange(2)
+    both = np.arange(2)
+    rows = scaled.gather(both, np.full(2, 60), 60, 0)
+    values = torch.where(rows.observed, rows.context, torch.nan)[..., 0].numpy()
     made: list[tuple[int, dict[float, float]]] = []
     for origin in range(30, 55, step):
         adaptive(both, np.full(2, origin))
