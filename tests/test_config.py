@@ -25,7 +25,7 @@ from trellis_ts.config import (
 from trellis_ts.datasets.long_horizon import benchmark_names
 from trellis_ts.errors import ConfigError
 
-CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("**/*.yaml"))
+CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.yaml"))
 
 
 def load(path, *options):

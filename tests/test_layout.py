@@ -31,6 +31,7 @@ RANKS = [
     {"preparation"},
     {"training"},
     {"forecaster", "streaming"},
+    {"benchmark"},
     {"integrations", "commands"},
     {"__main__"},
 ]

@@ -13,6 +13,7 @@ COMMANDS = {
     "stream": "follow live series: a forecast for every line of standard input",
     "evaluate": "score a model on rows it has not seen, beside seasonal naive",
     "info": "say what a model directory holds",
+    "benchmark": "train and score on the standard data sets, and make the tables",
     "datasets": "list the known data sets, or fetch one",
     "demo": "train, evaluate and forecast on a real series, without a network",
 }

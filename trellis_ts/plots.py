@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 _HISTORY_COLOUR, _FORECAST_COLOUR, _BAND_COLOUR = "#000000", "#0072B2", "#56B4E9"
 _MOST_PANELS = 12
 # The model's line first; the others differ in colour, in lightness and in dashes.
-_LINES: tuple[tuple[str, str | tuple[float, tuple[float, ...]]], ...] = (
+LINES: tuple[tuple[str, str | tuple[float, tuple[float, ...]]], ...] = (
     (_FORECAST_COLOUR, "-"),
     ("#000000", (0, (4, 2))),
     ("#D55E00", (0, (1, 1.5))),
@@ -127,7 +127,7 @@ def plot_evaluation(evaluation: Evaluation, path: Path) -> None:
 
 def _draw_steps(axis: Axes, evaluation: Evaluation, metric: str, title: str) -> None:
     steps = np.arange(1, evaluation.prediction_length + 1)
-    for (colour, dashes), name in zip(_LINES, evaluation.forecasters, strict=False):
+    for (colour, dashes), name in zip(LINES, evaluation.forecasters, strict=False):
         values = [getattr(each, metric) for each in evaluation.by_step[name]]
         axis.plot(
             steps,
@@ -167,7 +167,7 @@ def _draw_coverage(axis: Axes, evaluation: Evaluation) -> None:
 
 def _draw_pit(axis: Axes, evaluation: Evaluation) -> None:
     """Density of each bin between quantiles: 1 everywhere under calibration."""
-    for (colour, dashes), name in zip(_LINES, evaluation.forecasters, strict=False):
+    for (colour, dashes), name in zip(LINES, evaluation.forecasters, strict=False):
         found = evaluation.calibration[name]
         density = np.array(found.pit) / np.array(found.pit_expected)
         edges = np.array([0.0, *found.levels, 1.0])

@@ -54,6 +54,7 @@ def test_what_is_no_command(refused, arguments, expected):
         ("train", ["DATA", "--output", "--resume", "--overwrite", "--config", "--print-config", "--device"]),
         ("forecast", ["MODEL", "DATA", "--output", "--plot", "--prediction-length", "--time", "--id", "--device"]),
         ("evaluate", ["MODEL", "DATA", "--baselines", "--step", "--by", "--output", "--target", "--freq", "--device"]),
+        ("benchmark", ["--dataset", "--mixer", "--track", "--seeds", "--jobs", "--tables", "--variant", "--results"]),
         ("info", ["MODEL"]),
         ("datasets", ["list", "get", "NAME", "TRELLIS_DATA"]),
         ("demo", ["--output"]),
