@@ -289,6 +289,8 @@ class TrainingConfig(Closed):
     """Steps over which a streaming model's state is carried in training, segment by segment."""
     gradient_clip: float = 1.0
     """Largest norm of the gradient."""
+    initial_skip: Literal["zero", "ridge"] = "zero"
+    """What the linear skip starts from: nothing, or a ridge regression around the best of simple forecasts."""
     average_steps: int = 0
     """Keep an exponential average of the weights over about this many steps, and validate that; 0 keeps none."""
     seed: int = 0

@@ -147,12 +147,13 @@ class Forecaster:
             DataError: the series are too short.
             TrellisError: training diverged.
         """
+        from trellis_ts.pacing import fit_to_time
         from trellis_ts.preparation import prepare
         from trellis_ts.training import fit  # only here: a trained model needs no Lightning
 
         config = ExperimentConfig.of(preset=preset, **settings)
         with TemporaryDirectory(prefix="trellis-") as directory:
-            preparation = prepare(panel, config, borders=borders)
+            preparation = fit_to_time(prepare(panel, config, borders=borders))
             for reason in preparation.reasons:
                 _LOGGER.info("%s: %s", panel.source, reason)
             checkpoint, _ = fit(preparation, Path(directory), observer=observer)

@@ -17,6 +17,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader, Sampler
 
 from trellis_ts.losses import forecast_loss
+from trellis_ts.model import ForecastModel
 from trellis_ts.shuffling import RandomOrder
 
 if TYPE_CHECKING:
@@ -29,7 +30,6 @@ if TYPE_CHECKING:
     from trellis_ts.config import TrainingConfig
     from trellis_ts.datasets.streams import Group, SegmentDataset
     from trellis_ts.datasets.windows import WindowDataset
-    from trellis_ts.model import ForecastModel
     from trellis_ts.types import Batch, Segment
 
 _WARMUP_FRACTION = 0.05
@@ -37,6 +37,8 @@ _MAX_WARMUP_STEPS = 200
 # More windows than this are not shuffled in memory.
 _MOST_SHUFFLED = 1 << 20
 _DRAWN_AT_ONCE = 4096
+# Of the learning rate, for weights that start from a solution: at the full rate a few steps would lose it.
+_SOLVED_RATE = 0.1
 
 
 def learning_rate_factor(step: int, total_steps: int, time_fraction: float = 0.0) -> float:
@@ -82,6 +84,19 @@ class ForecastModule(lightning.LightningModule):
         weight = max(1, int(batch.future_observed.sum()))
         self.log("validation_loss", self._loss(self.kept_model, batch), on_epoch=True, batch_size=weight)
 
+    @torch.inference_mode()
+    def score(self, loader: DataLoader[Batch]) -> float:
+        """The loss of the kept model over a loader's windows, as a validation would find it; on the model's device."""
+        device = next(self.model.parameters()).device
+        total, count = 0.0, 0
+        model = self.kept_model.eval()
+        for batch in loader:
+            weight = 0 if batch.future_observed is None else int(batch.future_observed.sum())
+            total += weight * float(self._loss(model, batch.to(device)))
+            count += weight
+        model.train()
+        return total / max(1, count)
+
     def on_train_batch_end(self, *_: Any) -> None:
         if self.average is not None:
             # Early on the average is over fewer steps, so that the first weights are forgotten soon.
@@ -95,15 +110,23 @@ class ForecastModule(lightning.LightningModule):
         limit = self.config.max_time_seconds
         return 0.0 if limit is None else (time.monotonic() - self._start_seconds) / limit
 
+    def _solved_parameters(self) -> list[torch.nn.Parameter]:
+        """Those that start from a solution (``trellis_ts.linear_start``)."""
+        if self.config.initial_skip == "zero" or not isinstance(self.model, ForecastModel) or self.model.skip is None:
+            return []
+        return [*self.model.skip.parameters(), *self.model.head.projection.parameters()]
+
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        parameters = list(self.model.parameters())
-        optimizer = AdamW(
-            [
-                {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": self.config.weight_decay},
-                {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
-            ],
-            lr=self.config.learning_rate,
-        )
+        rate, decay = self.config.learning_rate, self.config.weight_decay
+        solved = self._solved_parameters()
+        others = [each for each in self.model.parameters() if not any(each is one for one in solved)]
+        groups: list[dict[str, Any]] = [
+            {"params": [each for each in others if each.ndim >= 2], "weight_decay": decay},
+            {"params": [each for each in others if each.ndim < 2], "weight_decay": 0.0},
+        ]
+        if solved:
+            groups.append({"params": solved, "weight_decay": 0.0, "lr": rate * _SOLVED_RATE})
+        optimizer = AdamW(groups, lr=rate)
         total_steps = int(self.trainer.estimated_stepping_batches)
         schedule = LambdaLR(optimizer, lambda step: learning_rate_factor(step, total_steps, self.time_fraction()))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}

@@ -44,6 +44,8 @@ class Preparation:
     train: WindowDataset
     validation: WindowDataset
     left_out_series: int
+    seasons: tuple[int, ...]
+    """Found in the data where a preset looked for them, else the season chosen."""
     segments: tuple[SegmentDataset, SegmentDataset] | None = None
     """What a streaming model is trained and validated on, in the place of windows."""
     reasons: tuple[str, ...] = ()
@@ -95,23 +97,15 @@ def prepare(panel: Panel, config: ExperimentConfig, *, borders: Sequence[Borders
     shape = replace(shape, covariates=covariate_shape(covariates))
     scaled = ScaledPanel(panel, splits.scaler, shape.season_length)
 
-    def windows(split: Literal["train", "validation"], max_windows: int | None) -> WindowDataset:
-        return WindowDataset(
-            scaled,
-            [each.of(split) for each in splits.borders],
-            context_length=shape.context_length,
-            prediction_length=shape.prediction_length,
-            min_context=shape.patch_length,
-            max_windows=max_windows,
-        )
-
-    train = windows("train", None)
+    train = windows_of(scaled, splits, shape, "train")
     config, reasons = _choose(config, panel, shape, train, train_ranges, seasons)
+    if config.training.initial_skip == "ridge" and not _has_solvable_skip(config):
+        raise ConfigError("initial_skip=ridge needs linear_skip, instance_norm and mode=window; leave it out")
     segments = None
     if config.model.mode == "streaming":
         check_streaming(config.model, shape)
         segments = _segments(scaled, splits, shape, config.training)
-    validation = windows("validation", config.training.validation_windows)
+    validation = windows_of(scaled, splits, shape, "validation", config.training.validation_windows)
     for name, dataset in (("train", train), ("validation", validation)):
         if len(dataset) == 0:
             raise DataError(
@@ -126,6 +120,7 @@ def prepare(panel: Panel, config: ExperimentConfig, *, borders: Sequence[Borders
         train=train,
         validation=validation,
         left_out_series=sum(stop - start < needed for start, stop in train_ranges),
+        seasons=tuple(seasons or (shape.season_length,)),
         segments=segments,
         reasons=reasons,
     )
@@ -155,6 +150,29 @@ def _segments(
     return segments("train", training.windows_per_epoch, streams), segments("validation", None, 4 * streams)
 
 
+def windows_of(
+    scaled: ScaledPanel,
+    splits: Splits,
+    shape: WindowShape,
+    split: Literal["train", "validation"],
+    max_windows: int | None = None,
+) -> WindowDataset:
+    """The windows of a split, all of them or so many, evenly spread."""
+    return WindowDataset(
+        scaled,
+        [each.of(split) for each in splits.borders],
+        context_length=shape.context_length,
+        prediction_length=shape.prediction_length,
+        min_context=shape.patch_length,
+        max_windows=max_windows,
+    )
+
+
+def _has_solvable_skip(config: ExperimentConfig) -> bool:
+    """Whether the model has a linear skip from instance-normalised contexts."""
+    return config.model.mode == "window" and config.model.linear_skip and config.model.instance_norm
+
+
 def _choose(
     config: ExperimentConfig,
     panel: Panel,
@@ -181,7 +199,7 @@ def _choose(
         ),
         num_windows=max(1, len(train)),
         prediction_length=shape.prediction_length,
-        num_patches=shape.num_patches,
+        is_linear_possible=_has_solvable_skip(config),
     )
     named = {name: getattr(getattr(config, home), name) for name, home in HOMES.items() if name in config.named}
     settings, reasons = choose_settings(facts, config.preset, named)

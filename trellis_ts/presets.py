@@ -29,6 +29,7 @@ PRESET_SETTINGS = (
     "max_time",
     "windows_per_epoch",
     "validation_windows",
+    "initial_skip",
     "average_steps",
 )
 """What ``choose_settings`` chooses where it is not named; lengths are ``trellis_ts.sizing``'s."""
@@ -45,7 +46,8 @@ class DataFacts:
     num_windows: int
     """Windows at stride 1; a window holds all channels."""
     prediction_length: int
-    num_patches: int
+    is_linear_possible: bool = True
+    """Whether the model has a linear skip that can be solved for."""
 
     @property
     def num_examples(self) -> int:
@@ -85,13 +87,15 @@ class _Effort(NamedTuple):
 
 
 _EFFORTS: dict[str, _Effort] = {
-    "fast": _Effort(-1, most_steps=500, least_steps=200, passes=5, num_validations=8, max_time="40s"),
-    "balanced": _Effort(0, most_steps=3_000, least_steps=600, passes=20, num_validations=20, max_time="5m"),
-    "accurate": _Effort(1, most_steps=12_000, least_steps=1_500, passes=40, num_validations=30, max_time="45m"),
+    "fast": _Effort(-1, most_steps=400, least_steps=150, passes=5, num_validations=8, max_time="40s"),
+    "balanced": _Effort(0, most_steps=2_000, least_steps=500, passes=20, num_validations=20, max_time="5m"),
+    "accurate": _Effort(1, most_steps=8_000, least_steps=1_000, passes=40, num_validations=30, max_time="45m"),
 }
-# Rows of the network (channels of windows) per step: more for large data, where single steps say little.
-_ROWS_PER_STEP = (32, 64, 128)
-_MOST_VALIDATION_WINDOWS = 2_048
+# Rows of the network (channels of windows) per step.
+_ROWS_PER_STEP, _ROWS_PER_STEP_OF_FEW = 64, 16
+# Below this many examples, steps are small, so that a pass over them holds several.
+_FEW_EXAMPLES = 500
+_LEAST_VALIDATION_WINDOWS, _MOST_VALIDATION_WINDOWS = 256, 2_048
 
 
 class Choice(NamedTuple):
@@ -140,7 +144,7 @@ def _choose_size(facts: DataFacts, effort: _Effort, named: Mapping[str, Any]) ->
 
 
 def _choose_training(facts: DataFacts, effort: _Effort, named: Mapping[str, Any]) -> dict[str, Any]:
-    rows = _ROWS_PER_STEP[(facts.num_examples >= 2_000) + (facts.num_examples >= 50_000)]
+    rows = _ROWS_PER_STEP if facts.num_examples >= _FEW_EXAMPLES else _ROWS_PER_STEP_OF_FEW
     batch_size = named.get("batch_size") or max(4, min(rows // facts.num_channels, facts.num_windows))
     steps_per_pass = math.ceil(facts.num_windows / batch_size)
     steps = min(effort.most_steps, max(effort.least_steps, effort.passes * steps_per_pass))
@@ -151,14 +155,16 @@ def _choose_training(facts: DataFacts, effort: _Effort, named: Mapping[str, Any]
     steps_per_epoch = math.ceil(min(windows_per_epoch, facts.num_windows) / batch_size)
     max_epochs = named.get("max_epochs") or max(1, round(steps / steps_per_epoch))
     return {
-        "learning_rate": 2e-3,
+        # With a handful of examples the start is nearly all there is to learn; small steps keep it.
+        "learning_rate": 3e-4 if facts.num_independent < _EXAMPLES_OF_SIZE[0] else 1e-3,
         "batch_size": batch_size,
         "max_epochs": max_epochs,
         "patience": max(5, max_epochs // 4),
         "max_time": effort.max_time,
         "windows_per_epoch": windows_per_epoch,
         # Looking must not take longer than learning.
-        "validation_windows": max(64, min(_MOST_VALIDATION_WINDOWS, windows_per_epoch)),
+        "validation_windows": max(_LEAST_VALIDATION_WINDOWS, min(_MOST_VALIDATION_WINDOWS, windows_per_epoch // 2)),
+        "initial_skip": "ridge" if facts.is_linear_possible else "zero",
         "average_steps": max(1, round(0.04 * steps_per_epoch * max_epochs)),
     }
 

@@ -7,7 +7,7 @@ import math
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
 
 import lightning
 import torch
@@ -21,9 +21,11 @@ from trellis_ts.devices import resolve_device
 from trellis_ts.errors import CheckpointError, ConfigError, TrellisError
 from trellis_ts.kernels import precompile
 from trellis_ts.lightning import ForecastModule, SegmentDataModule, StreamModule, WindowDataModule, quiet_lightning
+from trellis_ts.linear_start import start_from_linear
 from trellis_ts.passes import HistoryPass
 
 if TYPE_CHECKING:
+    from trellis_ts.model import ForecastModel
     from trellis_ts.preparation import Preparation
 
 
@@ -93,8 +95,11 @@ def fit(
     *,
     observer: TrainingObserver | None = None,
     resume: bool = False,
+    start: Checkpoint | None = None,
 ) -> tuple[Checkpoint, TrainingSummary]:
     """Trains, keeping the weights of the epoch with the lowest validation loss, and calibrates on the same windows.
+
+    Where training begins from a solved or a trained model, that one is kept if no epoch is better ("epoch 0").
 
     Logs (``log.csv`` and TensorBoard) and the state to resume from go to ``directory``, whose checkpoints are private:
     only those this function wrote itself are ever read back.
@@ -111,17 +116,12 @@ def fit(
     model_config = preparation.config.model
     if "trellis" in (model_config.mixer, model_config.channel_mixing) and resolve_device(training.device) == "cpu":
         precompile()  # on the first run on a machine, before the clock starts
-    start = time.monotonic()
+    start_seconds = time.monotonic()
     with quiet_lightning(), torch.random.fork_rng():
         torch.manual_seed(training.seed)
         model = build_model(preparation.config, preparation.shape, implementation=training.implementation)
-        data: WindowDataModule | SegmentDataModule
-        if isinstance(model, CausalModel) and preparation.segments is not None:
-            module: ForecastModule = StreamModule(model, training)
-            data = SegmentDataModule(*preparation.segments, training)
-        else:
-            module = ForecastModule(model, training)
-            data = WindowDataModule(preparation.train, preparation.validation, training)
+        begin = None if isinstance(model, CausalModel) else _begin(model, preparation, directory, start, resume=resume)
+        module, data = _wrapped(model, preparation)
         keep_best = ModelCheckpoint(
             dirpath=directory, filename="best", monitor="validation_loss", enable_version_counter=False
         )
@@ -145,14 +145,18 @@ def fit(
     if keep_best.best_model_score is None or not math.isfinite(float(keep_best.best_model_score)):
         raise TrellisError("training diverged: the validation loss is not a number; lower --learning-rate")
     best = torch.load(keep_best.best_model_path, map_location="cpu", weights_only=True)
+    best_epoch, validation_loss = int(best["epoch"]) + 1, float(keep_best.best_model_score)
     module.load_state_dict(best["state_dict"])
     model = module.kept_model.requires_grad_(True)
+    if begin is not None and begin.validation_loss <= validation_loss:
+        best_epoch, validation_loss = 0, begin.validation_loss
+        model.load_state_dict(begin.weights)
     summary = TrainingSummary(
         stop_reason=reports.stop_reason or ("patience" if patience.stopped_epoch else "epochs"),
         num_epochs=reports.num_epochs,
-        best_epoch=int(best["epoch"]) + 1,
-        validation_loss=float(keep_best.best_model_score),
-        seconds=time.monotonic() - start,
+        best_epoch=best_epoch,
+        validation_loss=validation_loss,
+        seconds=time.monotonic() - start_seconds,
         num_parameters=sum(parameter.numel() for parameter in model.parameters()),
         train_windows=len(preparation.segments[0] if preparation.segments else preparation.train),
         validation_windows=len(preparation.validation),
@@ -164,6 +168,45 @@ def fit(
     calibration = calibrate(predict, preparation.validation, device=device)
     checkpoint = Checkpoint(model.cpu(), preparation.config, _record(preparation), calibration, preparation.reasons)
     return checkpoint, summary
+
+
+class _Begin(NamedTuple):
+    """The weights before the first step, which may remain the best."""
+
+    validation_loss: float
+    weights: dict[str, torch.Tensor]
+
+
+def _begin(
+    model: ForecastModel, preparation: Preparation, directory: Path, start: Checkpoint | None, *, resume: bool
+) -> _Begin | None:
+    """Sets the weights to begin with, and scores them; None where they are random. A resumed run reads its own."""
+    training, path = preparation.config.training, directory / "begin.ckpt"
+    if resume:
+        return _Begin(**torch.load(path, map_location="cpu", weights_only=True)) if path.is_file() else None
+    path.unlink(missing_ok=True)
+    if start is not None:
+        model.load_state_dict(start.model.state_dict())
+    elif training.initial_skip == "ridge":
+        generator = torch.Generator().manual_seed(training.seed)
+        start_from_linear(model, preparation.train, preparation.seasons, generator)
+    else:
+        return None
+    module, data = _wrapped(model.to(resolve_device(training.device)), preparation)
+    begin = _Begin(module.score(data.val_dataloader()), {k: v.cpu().clone() for k, v in model.state_dict().items()})
+    model.cpu()
+    torch.save(begin._asdict(), path)
+    return begin
+
+
+def _wrapped(
+    model: ForecastModel | CausalModel, preparation: Preparation
+) -> tuple[ForecastModule, WindowDataModule | SegmentDataModule]:
+    """The model and its data as Lightning takes them."""
+    training = preparation.config.training
+    if isinstance(model, CausalModel) and preparation.segments is not None:
+        return StreamModule(model, training), SegmentDataModule(*preparation.segments, training)
+    return ForecastModule(model, training), WindowDataModule(preparation.train, preparation.validation, training)
 
 
 def _check_state(path: Path) -> None:

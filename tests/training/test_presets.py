@@ -13,9 +13,7 @@ from trellis_ts.errors import ConfigError
 from trellis_ts.preparation import prepare
 from trellis_ts.presets import PRESET_SETTINGS, DataFacts, choose_settings
 
-FACTS = DataFacts(
-    num_series=10, num_channels=1, num_values=10_000, num_windows=8_000, prediction_length=14, num_patches=8
-)
+FACTS = DataFacts(num_series=10, num_channels=1, num_values=10_000, num_windows=8_000, prediction_length=14)
 
 
 def test_what_is_named_is_kept_and_all_else_chosen():

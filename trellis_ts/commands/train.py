@@ -104,12 +104,15 @@ def train(terminal: Terminal, data: str, output: Path, config: ExperimentConfig,
     from trellis_ts.checkpoints import TRAINING_FOLDER
     from trellis_ts.devices import resolve_device
     from trellis_ts.forecaster import Forecaster
+    from trellis_ts.pacing import fit_to_time
     from trellis_ts.preparation import prepare
     from trellis_ts.sizing import explain_shape
     from trellis_ts.training import fit
 
     resolve_device(config.training.device)
     preparation = prepare(panel, config)
+    if not resume:
+        preparation = fit_to_time(preparation)
     config = preparation.config
     reasons_file = output / TRAINING_FOLDER / _REASONS_FILE
     if resume and reasons_file.is_file():
@@ -241,12 +244,13 @@ def _summary_text(output: Path, data: str, preparation: Preparation, summary: Tr
 
     loss = preparation.config.training.loss
     kind = f"negative log-likelihood, {loss}" if loss in FAMILIES else f"{loss}, standardised"
+    best = f"best epoch {summary.best_epoch}" if summary.best_epoch else "no epoch was better than the start"
     minutes, seconds = divmod(round(summary.seconds), 60)
     took = f"{minutes} min {seconds} s" if minutes else f"{seconds} s"
     return "\n".join(
         [
             f"trained {counted(summary.num_epochs, 'epoch')} in {took} ({_STOP_TEXT[summary.stop_reason]})",
-            f"best epoch {summary.best_epoch}: validation loss {summary.validation_loss:.4f} ({kind})",
+            f"{best}: validation loss {summary.validation_loss:.4f} ({kind})",
             f"{summary.num_parameters:,} parameters, {counted(summary.train_windows, 'training window')}, "
             f"{counted(summary.validation_windows, 'validation window')}",
             f"saved to {output}; next: trellis evaluate {output} {data}",

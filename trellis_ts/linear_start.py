@@ -1,0 +1,177 @@
+"""Where training starts: from a linear forecast that is solved for, not learnt step by step.
+
+The linear skip gets the weights of a ridge regression from normalised contexts to normalised futures, drawn towards the
+best of a few simple forecasts (the context's mean, its last value, the last seasons repeated). The head starts with no
+say in the location, and with the spread of what the linear forecast leaves. Everything is computed on training windows.
+"""
+
+from __future__ import annotations
+
+from itertools import product
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+import torch
+
+from trellis_ts.heads import center_index
+from trellis_ts.scaling import instance_statistics
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from jaxtyping import Bool, Float
+    from numpy.typing import NDArray
+    from torch import Tensor
+
+    from trellis_ts.datasets.windows import WindowDataset
+    from trellis_ts.model import ForecastModel
+
+# Rows (channels of windows) solved with, and those at the end of the training rows that choose among solutions.
+_ROWS, _JUDGING_ROWS = 8_192, 4_096
+_JUDGED_SHARE = 0.2
+_PENALTIES = (0.003, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
+# A solution has to be better than a simple forecast by this share to replace it.
+_LEAST_GAIN = 0.01
+_MEAN = "the mean"
+# In standard deviations of a context; farther ones are outliers that squares would listen to.
+_LARGEST_ERROR = 5.0
+
+
+class _Rows(NamedTuple):
+    """Windows on their own scale, a row per channel."""
+
+    context: Float[Tensor, "row context"]
+    future: Float[Tensor, "row horizon"]
+    observed: Bool[Tensor, "row horizon"]
+
+    def errors(self, weight: Float[Tensor, "horizon context"]) -> Float[Tensor, "row horizon"]:
+        """What the linear forecast leaves; 0 where nothing was observed."""
+        return torch.where(self.observed, self.future - self.context @ weight.T, 0.0)
+
+    def row_errors(self, weight: Float[Tensor, "horizon context"]) -> Float[Tensor, " row"]:
+        """Mean absolute error of every row, over what was observed."""
+        return self.errors(weight).abs().sum(dim=1) / self.observed.sum(dim=1).clamp(min=1)
+
+    def shares(self, weight: Float[Tensor, "horizon context"]) -> Float[Tensor, " row"]:
+        """How much a row counts: the inverse of its error under a forecast, so that noisy rows do not drown others."""
+        error = self.row_errors(weight)
+        share = 1 / (error + error.median() + 1e-6)
+        return share / share.mean()
+
+
+def start_from_linear(
+    model: ForecastModel, windows: WindowDataset, seasons: Sequence[int], generator: torch.Generator
+) -> str:
+    """Sets the model's linear skip and the bias of its head; gives the name of what was chosen.
+
+    Args:
+        model: with a linear skip and instance normalisation, untrained.
+        windows: of training.
+        seasons: lengths at which the series may repeat themselves.
+        generator: draws the windows that are looked at.
+    """
+    early, late = _by_time(windows)
+    judges = _draw(windows, late, _JUDGING_ROWS, generator)
+    horizon, context_length = model.shape.prediction_length, model.shape.context_length
+    simple = _simple_forecasts(horizon, context_length, seasons)
+    scores = {name: float(judges.row_errors(weight).mean()) for name, weight in simple.items()}
+    plain = name = min(scores, key=lambda each: scores[each])
+    shares = judges.shares(simple[plain])
+    best, penalty = float((shares * judges.row_errors(simple[plain])).mean()) * (1 - _LEAST_GAIN), None
+    if len(early):
+        rows = _draw(windows, early, _ROWS, generator)
+        for around, candidate in product(dict.fromkeys((plain, _MEAN)), _PENALTIES):
+            weight = _ridge(rows, rows.shares(simple[plain]), simple[around], candidate)
+            error = float((shares * judges.row_errors(weight)).mean())
+            if error < best:
+                best, penalty, name = error, candidate, around
+    weight = simple[name]
+    if penalty is not None:
+        rows = _draw(windows, np.arange(len(windows)), _ROWS, generator)
+        weight = _ridge(rows, rows.shares(simple[plain]), weight, penalty)
+    _set(model, weight, judges)
+    return name if penalty is None else f"ridge regression around {name}"
+
+
+def _by_time(windows: WindowDataset) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """The windows whose future lies in the first part of their series' training rows, and those of the last part."""
+    index = np.arange(len(windows))
+    series, origins = windows.locate(index)
+    first = np.full(int(series.max()) + 1, np.iinfo(np.int64).max)
+    last = np.zeros_like(first)
+    np.minimum.at(first, series, origins)
+    np.maximum.at(last, series, origins)
+    border = first[series] + (1 - _JUDGED_SHARE) * (last - first)[series]
+    return index[origins + windows.prediction_length <= border], index[origins >= border]
+
+
+def _draw(windows: WindowDataset, index: NDArray[np.int64], most_rows: int, generator: torch.Generator) -> _Rows:
+    """Some of the windows, at random, on their own scale."""
+    count = max(1, most_rows // windows.panel.num_channels)
+    if len(index) > count:
+        index = index[torch.randperm(len(index), generator=generator)[:count].numpy()]
+    pieces = []
+    for start in range(0, len(index), 1024):
+        batch = windows.__getitems__(index[start : start + 1024].tolist())
+        if batch.future is None or batch.future_observed is None:
+            raise ValueError("a training window needs a future")
+        loc, scale = instance_statistics(batch.context, batch.observed)
+        context = (batch.context - loc) / scale * batch.observed
+        future = (batch.future - loc) / scale
+        pieces.append([each.transpose(1, 2).flatten(0, 1) for each in (context, future, batch.future_observed)])
+    return _Rows(*(torch.cat(each) for each in zip(*pieces, strict=True)))
+
+
+def _simple_forecasts(
+    horizon: int, context_length: int, seasons: Sequence[int]
+) -> dict[str, Float[Tensor, "horizon context"]]:
+    """Forecasts a person might make, as weights on the context; the mean of a normalised context is 0."""
+    found = {_MEAN: torch.zeros(horizon, context_length)}
+    for season in dict.fromkeys((1, *seasons)):
+        for count in sorted({1, 2, 4, context_length // season} if season > 1 else {1}):
+            if 1 <= count <= context_length // season:
+                weight = torch.zeros(horizon, context_length)
+                for step in range(horizon):
+                    newest = context_length + step - season * (step // season + 1)
+                    weight[step, [newest - season * back for back in range(count) if newest >= season * back]] = 1
+                repeated = f"the last {'value' if season == 1 else f'season of {season}'}"
+                name = repeated if count == 1 else f"the mean of the last {count} seasons of {season}"
+                found[name] = weight / weight.sum(dim=1, keepdim=True)
+    return found
+
+
+def _ridge(
+    rows: _Rows, shares: Float[Tensor, " row"], around: Float[Tensor, "horizon context"], penalty: float
+) -> Float[Tensor, "horizon context"]:
+    """Weights of least squared error, each row counting by its share, their squared distance from others penalised."""
+    residual = rows.errors(around).clamp(-_LARGEST_ERROR, _LARGEST_ERROR).double()
+    context = rows.context.double()
+    shared = context * shares[:, None]
+    gram = shared.T @ context / len(context) + penalty * torch.eye(context.shape[1], dtype=torch.float64)
+    return around + torch.linalg.solve(gram, shared.T @ residual / len(context)).T.to(around.dtype)
+
+
+@torch.no_grad()
+def _set(model: ForecastModel, weight: Float[Tensor, "horizon context"], rows: _Rows) -> None:
+    """Writes the skip, and a head that adds nothing but the quantiles of the errors."""
+    if model.skip is None:
+        raise ValueError("the model has no linear skip")
+    model.skip.weight.copy_(weight)
+    model.skip.bias.zero_()
+    projection = model.head.projection
+    outputs = projection.weight.view(len(weight), -1, projection.weight.shape[1])  # [horizon, output, input]
+    bias = projection.bias.view(len(weight), -1)
+    if model.family is not None:  # what shapes the distribution is left to be learnt
+        outputs[:, 0] = 0
+        bias[:, 0] = 0
+        return
+    outputs.zero_()
+    bias.zero_()
+    if model.quantile_levels:
+        errors = torch.where(rows.observed, rows.future - rows.context @ weight.T, torch.nan)
+        levels = torch.tensor(model.quantile_levels)
+        quantiles = torch.nan_to_num(torch.nanquantile(errors, levels, dim=0)).T  # [horizon, quantile]
+        steps = quantiles.diff(dim=1).clamp(min=1e-3)
+        raw = steps + torch.log(-torch.expm1(-steps))  # the inverse of softplus
+        center = center_index(model.quantile_levels)
+        bias[:, :center], bias[:, center + 1 :] = raw[:, :center], raw[:, center:]
