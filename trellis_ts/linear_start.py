@@ -148,7 +148,8 @@ def _ridge(
     context = rows.context.double()
     shared = context * shares[:, None]
     gram = shared.T @ context / len(context) + penalty * torch.eye(context.shape[1], dtype=torch.float64)
-    return around + torch.linalg.solve(gram, shared.T @ residual / len(context)).T.to(around.dtype)
+    change: Tensor = torch.linalg.solve(gram, shared.T @ residual / len(context)).T
+    return around + change.to(around.dtype)
 
 
 @torch.no_grad()

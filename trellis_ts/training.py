@@ -192,7 +192,8 @@ def _begin(
         start_from_linear(model, preparation.train, preparation.seasons, generator)
     else:
         return None
-    module, data = _wrapped(model.to(resolve_device(training.device)), preparation)
+    module = ForecastModule(model.to(resolve_device(training.device)), training)
+    data = WindowDataModule(preparation.train, preparation.validation, training)
     begin = _Begin(module.score(data.val_dataloader()), {k: v.cpu().clone() for k, v in model.state_dict().items()})
     model.cpu()
     torch.save(begin._asdict(), path)
