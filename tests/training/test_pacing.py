@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
 
 from trellis_ts import pacing
@@ -52,8 +50,9 @@ def test_a_step_is_measured_and_a_short_run_on_a_long_table_is_validated(make_pa
     config = ExperimentConfig.of(**SETTINGS, max_time="3s", max_epochs=50)
     preparation = pacing.fit_to_time(prepare(panel, config))
     assert preparation.config.training.windows_per_epoch < len(preparation.train) / 4
-    # Twice the time, so that a busy machine cannot fail the test.
-    preparation = replace(preparation, config=preparation.config.replace_settings(max_time="6s"))
     checkpoint, summary = fit(preparation, tmp_path)
-    assert summary.num_epochs >= 3
+    assert (summary.stop_reason, summary.num_epochs >= 1) == (
+        "time",
+        True,
+    )  # how many depends on the machine's other work
     assert Forecaster(checkpoint).forecast(panel).point.isfinite().all()
