@@ -104,6 +104,8 @@ class Group:
     num_segments: int
     seed: int
     """Of the queries' offsets."""
+    max_offset: int
+    """Offsets are below this."""
 
 
 class SegmentDataset(Dataset[Segment]):
@@ -131,7 +133,8 @@ class SegmentDataset(Dataset[Segment]):
         self.panel, self.shape = panel, shape
         self.batch_streams = batch_streams
         self._starts, self._stops = np.array(ranges, dtype=np.int64).reshape(-1, 2).T
-        least = shape.patch_length + shape.prediction_length
+        # What lies before rows that do not begin a series is read too, so a horizon of them is enough.
+        least = shape.prediction_length + np.where(self._starts > 0, 0, shape.patch_length)
         rows = np.where(self._stops - self._starts >= least, self._stops - self._starts, 0)
         self._rows = rows
         self.num_forecasts = int(rows.sum()) if max_forecasts is None else min(int(rows.sum()), max_forecasts)
@@ -155,7 +158,8 @@ class SegmentDataset(Dataset[Segment]):
             # A little before the first row, so that patches fall differently in short series too.
             early = generator.integers(0, self.shape.patch_length, size=len(series))
             starts = self._starts[series] + generator.integers(0, room + early + 1) - early
-            groups.append(Group(series, starts, self.stream_segments, seed=seed * 1_000_003 + number))
+            seed_of_group = seed * 1_000_003 + number
+            groups.append(Group(series, starts, self.stream_segments, seed_of_group, self.shape.patch_length))
         return groups
 
     def all_groups(self, max_forecasts: int | None = None) -> list[Group]:
@@ -168,22 +172,24 @@ class SegmentDataset(Dataset[Segment]):
             share = max_forecasts * self.shape.patch_length / max(1, int(self._rows.sum()))
             num_streams = max(1, int(len(chosen) * min(1.0, share)))
             chosen = chosen[np.linspace(0, len(chosen) - 1, num_streams).round().astype(np.int64)]
-        warm = self.stream_segments * self.shape.steps
-        starts = np.maximum(self._starts[chosen] - warm, np.minimum(self._starts[chosen], 0))
+        # A token ends where the rows begin, so that even of few rows one at least is predicted.
+        patch = self.shape.patch_length
+        warm = np.minimum(self.stream_segments * self.shape.steps, -(-self._starts[chosen] // patch) * patch)
+        starts = self._starts[chosen] - warm
         order = np.argsort(starts - self._stops[chosen], kind="stable")  # longest first: groups of like length
         groups = []
         for at in range(0, len(chosen), self.batch_streams):
             index = order[at : at + self.batch_streams]
             longest = int((self._stops[chosen[index]] - starts[index]).max())
-            groups.append(Group(chosen[index], starts[index], -(-longest // self.shape.steps), seed=at))
+            fewest = int(self._rows[chosen[index]].min())
+            num_segments = -(-longest // self.shape.steps)
+            groups.append(Group(chosen[index], starts[index], num_segments, at, min(patch, fewest)))
         return groups
 
     def segment(self, group: Group, number: int) -> Segment:
         """One segment of a group, with its futures."""
         generator = torch.Generator().manual_seed(group.seed * 10_007 + number)
-        offsets = torch.randint(
-            self.shape.patch_length, (len(group.series), self.shape.num_tokens), generator=generator
-        )
+        offsets = torch.randint(group.max_offset, (len(group.series), self.shape.num_tokens), generator=generator)
         stops = self._stops[group.series]
         first = np.maximum(self._starts[group.series], 1)
         return gather_segment(

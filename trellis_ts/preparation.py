@@ -18,6 +18,7 @@ from trellis_ts.datasets.streams import SegmentDataset, SegmentShape
 from trellis_ts.datasets.windows import ScaledPanel, WindowDataset
 from trellis_ts.errors import ConfigError, DataError
 from trellis_ts.presets import DataFacts, choose_settings
+from trellis_ts.scaling import LEAST_OBSERVED
 from trellis_ts.sizing import choose_cycles, choose_prediction_length, choose_shape, covariate_shape, explain_seasons
 
 if TYPE_CHECKING:
@@ -146,6 +147,11 @@ def _segments(
             max_forecasts=max_forecasts,
         )
 
+    if max(each.train[1] - each.train[0] for each in splits.borders) < LEAST_OBSERVED + shape.prediction_length:
+        raise DataError(
+            f"a streaming model needs {LEAST_OBSERVED} rows before a horizon of {shape.prediction_length} to train on, "
+            "and no series has as many; lower --prediction-length, or bring more rows"
+        )
     streams = max(1, round(training.batch_size / num_tokens))
     return segments("train", training.windows_per_epoch, streams), segments("validation", None, 4 * streams)
 

@@ -278,3 +278,17 @@ def test_validation_goes_through_every_patch_of_its_rows_once():
         assert start <= scored[series][0] < start + 8
         assert len(scored[series]) == pytest.approx((stop - start) / 4, abs=1.5)
     assert sum(len(each.series) for each in dataset.all_groups(max_forecasts=1)) == 1
+
+
+def test_few_validation_rows_are_predicted_at_least_once():
+    """Fewer than a patch and a horizon, as the end of a short series has them."""
+    panel = make_panel(50, 31, missing=0.0)
+    dataset = segments_of(panel, [(44, 50), (26, 31)])
+    scored = {0: 0, 1: 0}
+    for group in dataset.all_groups(max_forecasts=4):
+        for number in range(group.num_segments):
+            segment = dataset.segment(group, number)
+            seen = segment.future_observed.unflatten(0, segment.offsets.shape).any(dim=(2, 3))
+            for row, series in enumerate(group.series):
+                scored[series] += int(seen[row].sum())
+    assert min(scored.values()) >= 1

@@ -81,3 +81,11 @@ def test_paths_can_be_drawn(forecaster, frame):
 def test_a_setting_of_the_window_model_is_refused_before_training(frame):
     with pytest.raises(ConfigError, match="mixer=attention does not go with mode=streaming"):
         Forecaster.fit(frame, mode="streaming", mixer="attention")
+
+
+def test_a_short_table_will_do():
+    """Few rows are held out, fewer than a patch and a horizon."""
+    stamps = pd.date_range("2015-01-01", periods=60, freq="MS")
+    frame = pd.DataFrame({"ds": stamps, "y": 10 + np.arange(60) + np.sin(np.arange(60) * np.pi / 6)})
+    forecaster = Forecaster.fit(frame, mode="streaming", width=8, num_heads=1, feedforward_width=8, max_epochs=2)
+    assert np.isfinite(forecaster.predict(frame)["forecast"]).all()
