@@ -159,7 +159,7 @@ def _cost(entries: Sequence[Entry]) -> str:
             f"{run['train_seconds']:.0f}",
             f"{run['test_seconds']:.0f}",
             f"{run['peak_memory_bytes'] / 1e6:,.0f}" if run["peak_memory_bytes"] else "",
-            f"{run['machine']['gpu'] or run['machine']['cpu']}, {run['machine']['threads']} threads",
+            f"{run['machine']['gpu'] or run['machine']['cpu']}, {run['machine']['threads']} thread(s)",
             f"{run['machine']['load']}",
             f"{run['versions'].get('torch', '')}",
             str(run["commit"]),
