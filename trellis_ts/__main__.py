@@ -9,6 +9,7 @@ from importlib.metadata import version
 
 COMMANDS = {
     "train": "train a model on a table or a benchmark",
+    "search": "try settings on a table and keep the best model",
     "forecast": "forecast what follows the last rows of a table",
     "stream": "follow live series: a forecast for every line of standard input",
     "evaluate": "score a model on rows it has not seen, beside seasonal naive",

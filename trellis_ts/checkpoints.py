@@ -21,6 +21,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
+import numpy as np
 import torch
 from pydantic import TypeAdapter, ValidationError
 from safetensors import SafetensorError, safe_open
@@ -30,6 +31,7 @@ from trellis_ts.causal import CausalModel
 from trellis_ts.config import Closed, ExperimentConfig, WindowShape
 from trellis_ts.conformal import Calibration
 from trellis_ts.datasets.covariates import CovariateScaler
+from trellis_ts.datasets.splits import Scaler
 from trellis_ts.distributions import FAMILIES
 from trellis_ts.errors import CheckpointError, ConfigError
 from trellis_ts.files import open_permissions
@@ -117,6 +119,16 @@ class Checkpoint:
     calibration: Calibration | None = None
     reasons: tuple[str, ...] = ()
     """Why a preset chose the settings it chose, for people."""
+
+    def scaler(self) -> Scaler:
+        """The training rows' statistics."""
+        series = self.data.series
+        return Scaler(
+            tuple(each.name for each in series),
+            np.array([each.loc for each in series]),
+            np.array([each.scale for each in series]),
+            CovariateScaler(self.data.covariates, self.model.shape.covariates.cycles),
+        )
 
 
 _Schema = TypeVar("_Schema")

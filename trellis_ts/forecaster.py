@@ -20,7 +20,6 @@ from trellis_ts.checkpoints import Checkpoint, load_checkpoint, save_checkpoint
 from trellis_ts.config import ExperimentConfig
 from trellis_ts.copula import sample_scores
 from trellis_ts.datasets.covariates import (
-    CovariateScaler,
     check_covariates,
     check_future,
     covariate_options,
@@ -34,6 +33,7 @@ from trellis_ts.evaluation import backtest
 from trellis_ts.frames import as_library_of, forecast_frame, sample_frame
 from trellis_ts.passes import HistoryPass, roll_out
 from trellis_ts.types import Batch, Features, Forecast, Panel
+from trellis_ts.warm_start import continue_settings
 
 if TYPE_CHECKING:
     import os
@@ -82,6 +82,7 @@ class Forecaster:
         frame: Any,
         *,
         preset: Preset = "balanced",
+        start: Forecaster | None = None,
         observer: TrainingObserver | None = None,
         **settings: Any,
     ) -> Forecaster:
@@ -92,6 +93,9 @@ class Forecaster:
                 changed. Its last rows are held out for validation, and for tests unless ``test_size=0``.
             preset: how much effort: ``fast`` takes well under a minute on two CPU cores, ``balanced`` minutes,
                 ``accurate`` up to an hour. It chooses what ``settings`` leave open.
+            start: training begins with the weights of this forecaster, whose network, lengths, loss and columns it
+                keeps, at 0.3 of its learning rate; the network is not drawn anew. Series it knows keep their scale,
+                new ones get that of their training rows.
             observer: hears how training goes.
             settings: any setting of ``trellis train`` by its name: ``target``, ``prediction_length``, ``max_time``,
                 ``known_covariates``, ``loss``, ``device``, ...; what is not given is chosen from the data.
@@ -100,11 +104,12 @@ class Forecaster:
             The model of the best epoch, on the CPU; ``save`` writes it.
 
         Raises:
-            ConfigError: a setting does not exist, or is out of its range.
+            ConfigError: a setting does not exist, is out of its range, or is not that of ``start``.
             DataError: the frame cannot be read or is too short, or can be understood in more than one way.
             TrellisError: training diverged.
         """
-        data = ExperimentConfig.of(preset=preset, **settings).data
+        config = ExperimentConfig.of(preset=preset, **settings)
+        data = (config if start is None else continue_settings(config, start.checkpoint)).data
         panel = panel_from_frame(
             frame,
             time=data.time,
@@ -120,7 +125,7 @@ class Forecaster:
         )
         for note in panel.notes:
             _LOGGER.info("%s: %s", panel.source, note)
-        return cls.fit_panel(panel, preset=preset, observer=observer, **settings)
+        return cls.fit_panel(panel, preset=preset, start=start, observer=observer, **settings)
 
     @classmethod
     def fit_panel(
@@ -128,6 +133,7 @@ class Forecaster:
         panel: Panel,
         *,
         preset: Preset = "balanced",
+        start: Forecaster | None = None,
         observer: TrainingObserver | None = None,
         borders: Sequence[Borders] | None = None,
         **settings: Any,
@@ -137,6 +143,7 @@ class Forecaster:
         Args:
             panel: the series.
             preset: as for ``fit``.
+            start: as for ``fit``.
             observer: as for ``fit``.
             borders: rows of each series to train on and to validate on; as ``validation_size`` and ``test_size`` say
                 unless given.
@@ -152,11 +159,16 @@ class Forecaster:
         from trellis_ts.training import fit  # only here: a trained model needs no Lightning
 
         config = ExperimentConfig.of(preset=preset, **settings)
+        if start is not None:
+            config = continue_settings(config, start.checkpoint)
         with TemporaryDirectory(prefix="trellis-") as directory:
-            preparation = fit_to_time(prepare(panel, config, borders=borders))
+            if start is not None:
+                panel = start.check(panel)
+            first = None if start is None else start.checkpoint
+            preparation = fit_to_time(prepare(panel, config, borders=borders, start=first))
             for reason in preparation.reasons:
                 _LOGGER.info("%s: %s", panel.source, reason)
-            checkpoint, _ = fit(preparation, Path(directory), observer=observer)
+            checkpoint, _ = fit(preparation, Path(directory), observer=observer, start=first)
         return cls(checkpoint)
 
     @classmethod
@@ -337,13 +349,7 @@ class Forecaster:
 
     @cached_property
     def _scaler(self) -> Scaler:
-        series = self.checkpoint.data.series
-        return Scaler(
-            tuple(each.name for each in series),
-            np.array([each.loc for each in series]),
-            np.array([each.scale for each in series]),
-            CovariateScaler(self.checkpoint.data.covariates, self._model.shape.covariates.cycles),
-        )
+        return self.checkpoint.scaler()
 
     def forecast(
         self, panel: Panel, *, prediction_length: int | None = None, quantile_levels: Sequence[float] | None = None

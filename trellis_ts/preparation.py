@@ -24,6 +24,7 @@ from trellis_ts.sizing import choose_cycles, choose_prediction_length, choose_sh
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from trellis_ts.checkpoints import Checkpoint, SeriesRecord
     from trellis_ts.config import ExperimentConfig, TrainingConfig, WindowShape
     from trellis_ts.types import Borders, Panel
 
@@ -49,6 +50,8 @@ class Preparation:
     """Found in the data where a preset looked for them, else the season chosen."""
     segments: tuple[SegmentDataset, SegmentDataset] | None = None
     """What a streaming model is trained and validated on, in the place of windows."""
+    known: tuple[SeriesRecord, ...] = ()
+    """What a model that was started from knew of series that are not in the panel."""
     reasons: tuple[str, ...] = ()
     """Why a preset chose what it chose, in lines for people."""
 
@@ -65,13 +68,21 @@ def make_splits(panel: Panel, config: ExperimentConfig, prediction_length: int) 
     )
 
 
-def prepare(panel: Panel, config: ExperimentConfig, *, borders: Sequence[Borders] | None = None) -> Preparation:
+def prepare(
+    panel: Panel,
+    config: ExperimentConfig,
+    *,
+    borders: Sequence[Borders] | None = None,
+    start: Checkpoint | None = None,
+) -> Preparation:
     """Splits, sizes and windows, with the choices filled into the configuration.
 
     Args:
         panel: the series.
         config: the settings.
         borders: rows of each series' splits; as the configuration says unless given.
+        start: a model to begin with, whose settings the configuration already has (``trellis_ts.warm_start``):
+            lengths, covariates and the calendar are the model's, and so are the scales of the series it knows.
 
     Raises:
         ConfigError: lengths that do not fit the data.
@@ -86,16 +97,20 @@ def prepare(panel: Panel, config: ExperimentConfig, *, borders: Sequence[Borders
     train_ranges = [each.train for each in splits.borders]
     train_rows = max(stop - start for start, stop in train_ranges)
     seasons = None if config.preset is None or panel.dataset is not None else find_seasons(panel, train_ranges)
-    shape = choose_shape(panel, config.window, train_rows=train_rows, seasons=seasons)
+    if start is None:
+        shape = choose_shape(panel, config.window, train_rows=train_rows, seasons=seasons)
+        cycles = choose_cycles(panel, config.model.calendar_features, train_ranges)
+        covariates = replace(splits.scaler.covariates, cycles=cycles)
+        shape = replace(shape, covariates=covariate_shape(covariates))
+        splits = replace(splits, scaler=replace(splits.scaler, covariates=covariates))
+    else:
+        shape = start.model.shape
+        splits = replace(splits, scaler=start.scaler().of(panel, train_ranges))
     if config.model.channel_mixing != "none" and shape.num_channels == 1:
         raise ConfigError(
             f"channel_mixing={config.model.channel_mixing} needs two columns or more to forecast, and {panel.source} "
             "has one; leave it out, or give a wide table"
         )
-    cycles = choose_cycles(panel, config.model.calendar_features, train_ranges)
-    covariates = replace(splits.scaler.covariates, cycles=cycles)
-    splits = replace(splits, scaler=replace(splits.scaler, covariates=covariates))
-    shape = replace(shape, covariates=covariate_shape(covariates))
     scaled = ScaledPanel(panel, splits.scaler, shape.season_length)
 
     train = windows_of(scaled, splits, shape, "train")
@@ -123,6 +138,7 @@ def prepare(panel: Panel, config: ExperimentConfig, *, borders: Sequence[Borders
         left_out_series=sum(stop - start < needed for start, stop in train_ranges),
         seasons=tuple(seasons or (shape.season_length,)),
         segments=segments,
+        known=() if start is None else _not_in(panel, start),
         reasons=reasons,
     )
 
@@ -154,6 +170,11 @@ def _segments(
         )
     streams = max(1, round(training.batch_size / num_tokens))
     return segments("train", training.windows_per_epoch, streams), segments("validation", None, 4 * streams)
+
+
+def _not_in(panel: Panel, start: Checkpoint) -> tuple[SeriesRecord, ...]:
+    names = {each.name for each in panel.series}
+    return tuple(each for each in start.data.series if each.name not in names)
 
 
 def windows_of(

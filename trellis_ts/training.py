@@ -100,6 +100,7 @@ def fit(
     """Trains, keeping the weights of the epoch with the lowest validation loss, and calibrates on the same windows.
 
     Where training begins from a solved or a trained model, that one is kept if no epoch is better ("epoch 0").
+    ``start`` is a model of the same network, whose weights are the first.
 
     Logs (``log.csv`` and TensorBoard) and the state to resume from go to ``directory``, whose checkpoints are private:
     only those this function wrote itself are ever read back.
@@ -120,6 +121,8 @@ def fit(
     with quiet_lightning(), torch.random.fork_rng():
         torch.manual_seed(training.seed)
         model = build_model(preparation.config, preparation.shape, implementation=training.implementation)
+        if start is not None:
+            model.load_state_dict(start.model.state_dict())
         begin = None if isinstance(model, CausalModel) else _begin(model, preparation, directory, start, resume=resume)
         module, data = _wrapped(model, preparation)
         keep_best = ModelCheckpoint(
@@ -180,18 +183,19 @@ class _Begin(NamedTuple):
 def _begin(
     model: ForecastModel, preparation: Preparation, directory: Path, start: Checkpoint | None, *, resume: bool
 ) -> _Begin | None:
-    """Sets the weights to begin with, and scores them; None where they are random. A resumed run reads its own."""
+    """Solves for the weights to begin with, or takes those of the start, and scores them; None where they are random.
+
+    A resumed run reads what it wrote.
+    """
     training, path = preparation.config.training, directory / "begin.ckpt"
     if resume:
         return _Begin(**torch.load(path, map_location="cpu", weights_only=True)) if path.is_file() else None
     path.unlink(missing_ok=True)
-    if start is not None:
-        model.load_state_dict(start.model.state_dict())
-    elif training.initial_skip == "ridge":
+    if start is None and training.initial_skip == "zero":
+        return None
+    if start is None:
         generator = torch.Generator().manual_seed(training.seed)
         start_from_linear(model, preparation.train, preparation.seasons, generator)
-    else:
-        return None
     module = ForecastModule(model.to(resolve_device(training.device)), training)
     data = WindowDataModule(preparation.train, preparation.validation, training)
     begin = _Begin(module.score(data.val_dataloader()), {k: v.cpu().clone() for k, v in model.state_dict().items()})
@@ -242,7 +246,7 @@ def _record(preparation: Preparation) -> DataRecord:
         freq=panel.freq,
         timezone=panel.timezone,
         dataset=panel.dataset,
-        series=tuple(series),
+        series=(*series, *preparation.known),
         covariates=scaler.covariates.covariates,
     )
 

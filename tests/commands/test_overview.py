@@ -52,6 +52,7 @@ def test_what_is_no_command(refused, arguments, expected):
     ("command", "options"),
     [
         ("train", ["DATA", "--output", "--resume", "--overwrite", "--config", "--print-config", "--device"]),
+        ("search", ["DATA", "--output", "--trials", "--max-time", "--preset", "--overwrite"]),
         ("forecast", ["MODEL", "DATA", "--output", "--plot", "--prediction-length", "--time", "--id", "--device"]),
         ("evaluate", ["MODEL", "DATA", "--baselines", "--step", "--by", "--output", "--target", "--freq", "--device"]),
         ("benchmark", ["--dataset", "--mixer", "--track", "--seeds", "--jobs", "--tables", "--variant", "--results"]),

@@ -327,3 +327,20 @@ def test_a_bar_on_a_terminal(trellis, wide, tiny, monkeypatch):
     assert any("loss 0." in line and "best 0." in line for line in bars)
     assert max(map(len, bars)) < 80
     assert "epoch 1/2: train" not in text
+
+
+def test_from_a_model_to_another(trellis, refused, folder, wide, make_wide, tiny):
+    trellis("train", "wide.csv", "-o", "old", *tiny, "--loss", "mae")
+    make_wide(140, start="2024-03-01").to_csv("new.csv", index=False)
+    options = ("train", "new.csv", "-o", "new", "--from", "old")
+    assert "width=16 is not the 8 of the model to start from" in refused(*options, "--width", "16")
+    assert "no model at nowhere" in refused("train", "new.csv", "-o", "new", "--from", "nowhere")
+    trellis(*options, "--max-epochs", "2")
+    info = trellis("info", "new", "--json").data
+    assert (info["settings"]["width"], info["settings"]["loss"], info["shape"]["context_length"]) == (8, "mae", 24)
+    result = trellis("train", "new.csv", "-o", "new", "--resume", "--max-epochs", "3")
+    assert "trained 3 epochs" in result.out
+    assert "leave out --from" in refused(*options, "--resume")
+    make_wide(140).rename(columns={"heat": "warmth"}).to_csv("other.csv", index=False)
+    line = refused("train", "other.csv", "-o", "third", "--from", "old")
+    assert "heat" in line

@@ -7,6 +7,7 @@ import shutil
 import sys
 from contextlib import contextmanager
 from dataclasses import asdict, replace
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -39,12 +40,14 @@ if TYPE_CHECKING:
 
     from jsonargparse import Namespace
 
+    from trellis_ts.checkpoints import Checkpoint
     from trellis_ts.config import ExperimentConfig
     from trellis_ts.preparation import Preparation
     from trellis_ts.training import TrainingSummary
     from trellis_ts.types import Panel
 
 _RUN_FILE, _DATA_FILE, _REASONS_FILE = "run.yaml", "data.sha256", "reasons.txt"
+_START_FOLDER = "start"
 # What a resumed run may change: how long and on what it runs, not what is computed.
 _MAY_CHANGE_ON_RESUME = {"max_time", "max_epochs", "patience", "device", "num_workers", "implementation"}
 _STOP_TEXT = {
@@ -70,6 +73,13 @@ def parser() -> Parser:
         "-o", "--output", type=str, metavar="MODEL", help="model directory to write (default: models/NAME)"
     )
     add_preset_option(options)
+    options.add_argument(
+        "--from",
+        dest="start",
+        type=str,
+        metavar="MODEL",
+        help="start from the weights of this model, with its network, lengths, loss and columns",
+    )
     options.add_argument("--resume", action="store_true", help="go on with an unfinished run")
     options.add_argument("--overwrite", action="store_true", help="replace the model directory if there is one")
     add_output_options(options)
@@ -89,19 +99,32 @@ def run(arguments: list[str]) -> None:
         named = {key: value for key, value in flat_config(config).items() if not is_open(config, key)}
         sys.stdout.write(yaml.safe_dump(named, sort_keys=False, allow_unicode=True))
         return
-    output = _output(values)
+    output = output_of(values)
+    start = _start(values, output)
+    if start is not None and not values.resume:
+        from trellis_ts.warm_start import continue_settings
+
+        config = continue_settings(config, start)
     if values.resume:
         _check_resumable(output, config)
     else:
         check_free(output, overwrite=values.overwrite)
     terminal = Terminal(quiet=values.quiet, as_json=values.json)
-    train(terminal, values.data, output, config, resume=values.resume)
+    train(terminal, values.data, output, config, resume=values.resume, start=start)
 
 
-def train(terminal: Terminal, data: str, output: Path, config: ExperimentConfig, *, resume: bool = False) -> None:
+def train(
+    terminal: Terminal,
+    data: str,
+    output: Path,
+    config: ExperimentConfig,
+    *,
+    resume: bool = False,
+    start: Checkpoint | None = None,
+) -> None:
     """Reads, trains, saves, and says how it went."""
     panel = read(terminal, data, {name: getattr(config.data, name) for name in (*COLUMN_OPTIONS, *COVARIATE_OPTIONS)})
-    from trellis_ts.checkpoints import TRAINING_FOLDER
+    from trellis_ts.checkpoints import TRAINING_FOLDER, save_checkpoint
     from trellis_ts.devices import resolve_device
     from trellis_ts.forecaster import Forecaster
     from trellis_ts.pacing import fit_to_time
@@ -110,7 +133,9 @@ def train(terminal: Terminal, data: str, output: Path, config: ExperimentConfig,
     from trellis_ts.training import fit
 
     resolve_device(config.training.device)
-    preparation = prepare(panel, config)
+    if start is not None:
+        panel = Forecaster(start).check(panel)
+    preparation = prepare(panel, config, start=start)
     if not resume:
         preparation = fit_to_time(preparation)
     config = preparation.config
@@ -127,8 +152,10 @@ def train(terminal: Terminal, data: str, output: Path, config: ExperimentConfig,
         terminal.note(reason)
     with _work_folder(output / TRAINING_FOLDER, config, panel, resume=resume) as work:
         (work / _REASONS_FILE).write_text("".join(f"{each}\n" for each in preparation.reasons), encoding="utf-8")
+        if start is not None and not resume:
+            save_checkpoint(work / _START_FOLDER, start, package_version=version("trellis-ts"))
         with TrainingProgress(terminal) as progress:
-            checkpoint, summary = fit(preparation, work, observer=progress, resume=resume)
+            checkpoint, summary = fit(preparation, work, observer=progress, resume=resume, start=start)
         try:
             Forecaster(checkpoint).save(output)
         except CheckpointError as error:
@@ -145,7 +172,7 @@ def _parse(arguments: list[str]) -> Namespace:
     if values.resume and values.overwrite:
         raise ConfigError("--resume goes on with a run and --overwrite replaces it; give one of them")
     if values.resume:
-        run_file = _output(values) / "training" / _RUN_FILE
+        run_file = output_of(values) / "training" / _RUN_FILE
         if not run_file.is_file():
             raise ConfigError(f"nothing to resume: {run_file} does not exist; train without --resume")
         return options.parse_args(["--config", str(run_file), *arguments])
@@ -158,7 +185,19 @@ def _parse(arguments: list[str]) -> Namespace:
     return values
 
 
-def _output(values: Namespace) -> Path:
+def _start(values: Namespace, output: Path) -> Checkpoint | None:
+    """The model to start from; a resumed run kept a copy of its own."""
+    if values.resume and values.start:
+        raise ConfigError("--resume goes on with a run, which keeps the model it started from; leave out --from")
+    kept = output / "training" / _START_FOLDER
+    if values.start is None and not (values.resume and kept.is_dir()):
+        return None
+    from trellis_ts.checkpoints import load_checkpoint
+
+    return load_checkpoint(kept if values.resume else values.start)
+
+
+def output_of(values: Namespace) -> Path:
     """The model directory; a link and ``.`` are followed, because the directory itself will be replaced."""
     if values.output == "":
         raise ConfigError("--output is empty; name the model directory to write")
@@ -199,15 +238,15 @@ def _check_resumable(output: Path, config: ExperimentConfig) -> None:
 def _work_folder(work: Path, config: ExperimentConfig, panel: Panel, *, resume: bool) -> Iterator[Path]:
     """The folder of logs and resumable state. After an error it is there only if the run can be resumed."""
     made = [each for each in (work, *work.parents) if not each.exists()]
-    fingerprint = _fingerprint(panel)
+    digest = fingerprint(panel)
     try:
         if resume:
-            _check_same_data(work / _DATA_FILE, fingerprint, panel)
+            _check_same_data(work / _DATA_FILE, digest, panel)
         else:
             shutil.rmtree(work, ignore_errors=True)
         work.mkdir(parents=True, exist_ok=True)
         (work / _RUN_FILE).write_text(yaml.safe_dump(flat_config(config), sort_keys=False), encoding="utf-8")
-        (work / _DATA_FILE).write_text(fingerprint + "\n", encoding="utf-8")
+        (work / _DATA_FILE).write_text(digest + "\n", encoding="utf-8")
         yield work
     except BaseException as error:
         if not resume and not (work / "last.ckpt").exists():
@@ -219,7 +258,7 @@ def _work_folder(work: Path, config: ExperimentConfig, panel: Panel, *, resume: 
         raise
 
 
-def _fingerprint(panel: Panel) -> str:
+def fingerprint(panel: Panel) -> str:
     """A checksum of everything in the panel that training reads."""
     digest = hashlib.sha256(repr((panel.columns, panel.freq, panel.timezone)).encode())
     for series in panel.series:
@@ -231,8 +270,8 @@ def _fingerprint(panel: Panel) -> str:
     return digest.hexdigest()
 
 
-def _check_same_data(path: Path, fingerprint: str, panel: Panel) -> None:
-    if path.is_file() and path.read_text(encoding="utf-8").strip() != fingerprint:
+def _check_same_data(path: Path, digest: str, panel: Panel) -> None:
+    if path.is_file() and path.read_text(encoding="utf-8").strip() != digest:
         raise ConfigError(
             f"--resume cannot change the data: {panel.source} is not what the run began with; train anew with another "
             "--output"
