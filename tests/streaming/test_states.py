@@ -268,3 +268,18 @@ def test_known_series_are_forecast_as_by_the_forecaster(make_live, make_values, 
     expected = Forecaster(live.checkpoint).forecast(as_panel(values), quantile_levels=[0.3, 0.7])
     actual = live.forecast("a", quantile_levels=[0.7, 0.3])
     torch.testing.assert_close(actual.quantiles, expected.quantiles, rtol=1e-5, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "text", ["2024-03-01 05:00", "2024-03-01T05", "01.03.2024 05:00", "March 1, 2024 05:00", "1 Mar 2024 05:00"]
+)
+def test_dates_are_read_in_the_layouts_of_tables(make_live, text):
+    live = make_live()
+    live.clock._day_first = True
+    live.update([1.0, 2.0], text)
+    assert live.last_time() == START
+
+
+def test_a_date_that_may_mean_two_days_is_refused(make_live):
+    with pytest.raises(DataError, match="may mean two days"):
+        make_live().update([1.0, 2.0], "01/03/2024 05:00")

@@ -6,9 +6,11 @@ from datetime import datetime
 from typing import TYPE_CHECKING
 
 import numpy as np
+import pyarrow as pa  # type: ignore[import-untyped]
 
 from trellis_ts.datasets import calendar
 from trellis_ts.datasets.cycles import positions, waves
+from trellis_ts.datasets.dates import UnreadableDateError, parse_dates
 from trellis_ts.errors import DataError
 
 if TYPE_CHECKING:
@@ -33,9 +35,19 @@ class Clock:
         timezone: of the model's data.
         season_length: steps in a season.
         cycles: what the model reads of the calendar.
+        day_first: whether 02/03/2024 is the 2nd of March; such a date is refused for None.
     """
 
-    def __init__(self, freq: str, timezone: str | None, season_length: int, cycles: Sequence[Cycle]) -> None:
+    def __init__(
+        self,
+        freq: str,
+        timezone: str | None,
+        season_length: int,
+        cycles: Sequence[Cycle],
+        *,
+        day_first: bool | None = None,
+    ) -> None:
+        self._day_first = day_first
         self.freq, self.timezone, self.season_length = freq, timezone, season_length
         self._cycles, self._waves = tuple(cycles), [waves(each) for each in cycles]
         # Hours and shorter are so many nanoseconds; days and longer may not be.
@@ -54,7 +66,7 @@ class Clock:
             try:
                 time = datetime.fromisoformat(time.strip())
             except ValueError:
-                raise DataError(f"'{time}' is not a date; write dates like 2024-03-31 or 2024-03-31T18:00") from None
+                return self._read_as_tables_are(time.strip())
         if isinstance(time, datetime) and time.tzinfo is not None:
             if self.timezone is None:
                 raise DataError(f"{time} has a time zone and the model's data have none; leave it out")
@@ -67,6 +79,19 @@ class Clock:
         if self.timezone is not None and isinstance(time, datetime):
             stamp = calendar.to_utc(np.array([stamp]), self.timezone)[0]
         return int(stamp.astype(np.int64))
+
+    def _read_as_tables_are(self, text: str) -> int:
+        """A date in any of the layouts a table may have; slower than ISO 8601."""
+        try:
+            found = parse_dates(pa.array([text]), self._day_first)
+        except UnreadableDateError:
+            raise DataError(f"'{text}' is not a date; write dates like 2024-03-31 or 2024-03-31T18:00") from None
+        if found.swapped is not None and found.swapped[0] != found.stamps[0]:
+            raise DataError(f"'{text}' may mean two days; write dates like 2024-03-31")
+        if found.timezone is not None and self.timezone is None:
+            raise DataError(f"{text} has a time zone and the model's data have none; leave it out")
+        stamps = calendar.to_utc(found.stamps, self.timezone) if found.timezone is None else found.stamps
+        return int(stamps.astype("datetime64[ns]").astype(np.int64)[0])
 
     def steps_between(self, last: int, time: int) -> int:
         """How many steps a stamp lies after another: 1 for the next, 0 or less for one that is late.

@@ -43,7 +43,13 @@ class LiveStates:
         self.model, self.engine = model, Engine(model)
         self.calibration = checkpoint.calibration if calibrated else None
         shape, data = model.shape, checkpoint.data
-        self.clock = Clock(data.freq, data.timezone, shape.season_length, shape.covariates.cycles)
+        self.clock = Clock(
+            data.freq,
+            data.timezone,
+            shape.season_length,
+            shape.covariates.cycles,
+            day_first=checkpoint.experiment.data.day_first,
+        )
         levels = () if model.family else model.quantile_levels
         self.bands = LiveBands(levels, self.calibration, is_adaptive=adaptive and len(levels) > 1, rate=rate)
         self.table = SeriesTable(self.engine, self.bands.bands)
