@@ -63,10 +63,11 @@ class Clock:
             DataError: it is no date, or has a time zone where the model has none.
         """
         if isinstance(time, str):
+            text = time.strip()
             try:
-                time = datetime.fromisoformat(time.strip())
+                time = datetime.fromisoformat(text)
             except ValueError:
-                return self._read_as_tables_are(time.strip())
+                return self._read_as_tables_are(text)
         if isinstance(time, datetime) and time.tzinfo is not None:
             if self.timezone is None:
                 raise DataError(f"{time} has a time zone and the model's data have none; leave it out")
