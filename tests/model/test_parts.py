@@ -247,7 +247,7 @@ def test_a_masked_token_neither_writes_nor_forgets(make_config, tokens):
 
 def test_half_precision_for_a_gpus_kernels_leaves_the_gates_wide(make_config, tokens, monkeypatch):
     """What autocast to bfloat16 does on a GPU, done here on the CPU, where it is not done by itself."""
-    mixer = randomise(TrellisMixer(make_config()))
+    mixer, tokens = randomise(TrellisMixer(make_config())).float(), tokens.float()
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert mixer.project(tokens, SEEN)[0].query.dtype == torch.float32
     expected = mixer(tokens, SEEN)
