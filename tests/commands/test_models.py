@@ -18,6 +18,7 @@ def test_info(trellis, wide_model):
     assert set(data) == {
         *("model", "parameters", "dataset", "time_column", "id_column", "channels", "freq", "timezone", "num_series"),
         *("covariates", "calendar", "quantile_levels", "calibration", "shape", "settings"),
+        "reasons",
     }
     assert (data["channels"], data["freq"], data["id_column"]) == (["load", "heat"], "h", None)
     assert data["calibration"]["bands"] == [0.5, 0.8, 0.9, 0.95]

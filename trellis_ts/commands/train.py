@@ -181,7 +181,9 @@ def _parse(arguments: list[str]) -> Namespace:
         name = "demo" if values.data.lower() == "co2" else values.data.lower()
         if name in packaged_configs():
             return values if values.config else options.parse_args(["--config", packaged_path(name), *arguments])
-    values.preset = values.preset or "balanced"
+    # A configuration that comes along is a whole experiment, and leaves nothing to be chosen.
+    if not any(each.lower() in packaged_configs() for each in values.config or []):
+        values.preset = values.preset or "balanced"
     return values
 
 
