@@ -25,7 +25,7 @@ Precision = Literal["32", "bf16-mixed", "16-mixed"]
 Preset = Literal["fast", "balanced", "accurate"]
 
 # Far above anything useful; they keep a damaged or hostile model file from asking for absurd amounts of memory.
-_LARGEST_SIZE = 1 << 20
+LARGEST_SIZE = 1 << 20
 _MOST_COVARIATES = 10_000
 
 
@@ -34,7 +34,7 @@ def _require(condition: bool, message: str) -> None:
         raise ConfigError(message)
 
 
-def _require_size(name: str, value: int | None, maximum: int = _LARGEST_SIZE) -> None:
+def _require_size(name: str, value: int | None, maximum: int = LARGEST_SIZE) -> None:
     if value is not None:
         _require(1 <= value <= maximum, f"{name}={value} must lie between 1 and {maximum}")
 
@@ -127,7 +127,7 @@ class CovariateShape(Closed):
             sizes = getattr(self, name)
             _require(len(sizes) <= _MOST_COVARIATES, f"{name} has more than {_MOST_COVARIATES} columns")
             for size in sizes:
-                _require(0 <= size <= _LARGEST_SIZE, f"{name} must lie between 0 and {_LARGEST_SIZE}, found {size}")
+                _require(0 <= size <= LARGEST_SIZE, f"{name} must lie between 0 and {LARGEST_SIZE}, found {size}")
         _require(len(set(self.cycles)) == len(self.cycles), "a cycle of the calendar is listed twice")
 
     @property
@@ -310,7 +310,7 @@ class TrainingConfig(Closed):
         for name in ("segment_length", "stream_length"):
             _require_size(name, getattr(self, name))
         _require(
-            0 <= self.average_steps <= _LARGEST_SIZE,
+            0 <= self.average_steps <= LARGEST_SIZE,
             f"average_steps={self.average_steps} must be 0 or a number of steps",
         )
         levels = self.quantile_levels

@@ -10,6 +10,8 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from trellis_ts.config import LARGEST_SIZE
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
@@ -137,7 +139,7 @@ def _choose_size(facts: DataFacts, effort: _Effort, named: Mapping[str, Any]) ->
         "width": width,
         "num_heads": num_heads or size.num_heads,
         "num_slots": size.num_slots,
-        "feedforward_width": 2 * width,
+        "feedforward_width": min(2 * width, LARGEST_SIZE),
         # Few examples are seen again and again.
         "dropout": 0.1 if facts.num_independent < 4_000 else 0.0,
     }

@@ -5,13 +5,12 @@ from __future__ import annotations
 from dataclasses import fields, replace
 from typing import TYPE_CHECKING, Any
 
-from trellis_ts.config import HOMES, ModelConfig
+from trellis_ts.config import HOMES, ExperimentConfig, ModelConfig
 from trellis_ts.datasets.covariates import covariate_options
 from trellis_ts.errors import ConfigError
 
 if TYPE_CHECKING:
     from trellis_ts.checkpoints import Checkpoint
-    from trellis_ts.config import ExperimentConfig
 
 _LENGTHS = ("context_length", "prediction_length", "patch_length", "patch_stride", "season_length")
 # Of the learning rate of the first training: what was learnt is to be adjusted, not learnt anew.
@@ -32,9 +31,11 @@ def continue_settings(config: ExperimentConfig, start: Checkpoint) -> Experiment
     fixed: dict[str, Any] = {each.name: getattr(experiment.model, each.name) for each in fields(ModelConfig)}
     fixed |= {name: getattr(shape, name) for name in _LENGTHS}
     fixed |= {name: getattr(experiment.training, name) for name in ("loss", "quantile_levels")}
+    defaults = ExperimentConfig()
     for name, value in fixed.items():
-        asked = getattr(getattr(config, HOMES[name]), name)
-        if name in config.named and asked != value:
+        # The command line names every setting; one at its default was not asked for.
+        asked, default = (getattr(getattr(each, HOMES[name]), name) for each in (config, defaults))
+        if name in config.named and asked not in (value, default):
             raise ConfigError(
                 f"{name}={_spell(asked)} is not the {_spell(value)} of the model to start from; leave it out, or train "
                 "without a start"

@@ -67,7 +67,7 @@ def test_from_a_table_to_a_forecast(trellis, folder, model):
     table[table["sold"].isna()][columns].sample(frac=1, random_state=0).to_csv("future.csv", index=False)
     trellis("forecast", model, "history.csv", "--future", "future.csv", "-o", "apart.csv")
     assert (folder / "apart.csv").read_bytes() == (folder / "all.csv").read_bytes()
-    assert "visits (past), promo (known), price (known), size (static)" in trellis("info", model).out
+    assert "visits (past); promo (known); price (known); size (static)" in trellis("info", model).out
     scores = trellis("evaluate", model, "table.csv", "--json").data
     assert scores["num_windows"] == 4 * (9 - 7 + 1)
 

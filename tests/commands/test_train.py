@@ -32,7 +32,7 @@ def test_from_a_table_to_a_forecast(trellis, folder, wide, tiny):
     first, *reasons, epoch = result.err.splitlines()
     assert reasons == [
         "found a season of 24 steps (autocorrelation 0.98)",
-        "balanced: at most 1 epoch of all 67 windows, 16 per step, learning rate 0.002, at most 5m",
+        "balanced: at most 1 epoch of all 67 windows, 8 per step, learning rate 0.0003, at most 5m",
     ]
     assert first == (
         "wide.csv: 1 series, 2 channels, every h; the model reads 24 steps of h as 4 patches of 6, predicts 6; "
@@ -225,7 +225,7 @@ def test_more_patience_after_it_ran_out(trellis, folder, wide, tiny, monkeypatch
             "validation_loss", self._loss(self.kept_model, batch) * 0 + next(losses), batch_size=1
         ),
     )
-    options = (*tiny, "--max-epochs", "5", "--patience", "1")
+    options = (*tiny, "--initial-skip", "zero", "--max-epochs", "5", "--patience", "1")
     assert "no better validation loss" in trellis("train", "wide.csv", "-o", "m", *options).out
     assert len(log_of(folder / "m")) == 2
     result = trellis("train", "wide.csv", "-o", "m", "--resume", "--patience", "9")
@@ -274,7 +274,7 @@ def run_and_stop(arguments, signals):
 
 
 def test_interrupts_keep_the_best_model_and_training_goes_on(trellis, folder, wide, tiny):
-    options = ("-o", "m", *tiny, "--max-epochs", "14", "--patience", "1000", "--batch-size", "8")
+    options = ("-o", "m", *tiny, "--max-epochs", "14", "--patience", "1000", "--initial-skip", "zero")
     code, out, err = run_and_stop(["train", "wide.csv", *options], [("epoch 2/14", signal.SIGINT)])
     assert (code, "Traceback" in err) == (0, False), err
     assert "stopping after this step; the best model is kept" in err

@@ -81,6 +81,7 @@ def test_settings_reach_training(series, covariate):
     X = covariate[:60].to_numpy()
     with pytest.raises(ConfigError, match="there is no setting widht; did you mean width"):
         TrellisRegressor(settings={"widht": 3}).fit(X, series)
-    first = TrellisRegressor(**SMALL, random_state=1).fit(X, series).predict(X)
-    other = TrellisRegressor(**SMALL, random_state=np.random.RandomState(2)).fit(X, series).predict(X)
+    seeded = SMALL | {"settings": TINY | {"initial_skip": "zero"}}  # the solved start, often best here, has no seed
+    first = TrellisRegressor(**seeded, random_state=1).fit(X, series).predict(X)
+    other = TrellisRegressor(**seeded, random_state=np.random.RandomState(2)).fit(X, series).predict(X)
     assert not np.allclose(first, other)

@@ -27,7 +27,7 @@ def parser() -> Parser:
     """The command's options."""
     options = Parser(
         "benchmark",
-        "[--dataset NAME,...] [--mixer NAME,...] [--track 96|free] [--seeds N,...] ...",
+        "[--dataset NAME,...] [--mixer NAME,...] [--track 96|free] [--seeds N] ...",
         "Trains and scores models on the long-horizon data sets: published borders, every test window, epochs and "
         "look-backs chosen on the validation rows, one setting per data set for all horizons. Every run leaves one "
         "JSON file with its errors, settings, cost and machine; a run that has one is not run again, so an interrupted "

@@ -62,7 +62,7 @@ def parser() -> Parser:
     """The command's options."""
     options = Parser(
         "train",
-        "DATA [-o MODEL] [--preset fast] [--prediction-length N] [--max-time 2m] [--config FILE] ...",
+        "DATA [-o MODEL] [--preset fast] [--prediction-length N] [--config FILE] ...",
         "Trains a model on DATA and saves the best epoch. DATA is a CSV or Parquet file with a column of dates and one "
         "column per channel, or with a column that names the series; or the name of a data set (`trellis datasets`). "
         "Everything not given is chosen from the data and explained; data sets known by name have their own settings.",
