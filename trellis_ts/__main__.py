@@ -13,6 +13,8 @@ COMMANDS = {
     "forecast": "forecast what follows the last rows of a table",
     "stream": "follow live series: a forecast for every line of standard input",
     "evaluate": "score a model on rows it has not seen, beside seasonal naive",
+    "explain": "show what moved a forecast, and what the memory holds",
+    "export": "write a model as ONNX or a torch.export program, to run without this package",
     "info": "say what a model directory holds",
     "benchmark": "train and score on the standard data sets, and make the tables",
     "datasets": "list the known data sets, or fetch one",

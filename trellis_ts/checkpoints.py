@@ -48,6 +48,8 @@ if TYPE_CHECKING:
 FORMAT_VERSION = 2
 _CONFIG_FILE, _DATA_FILE, _WEIGHTS_FILE = "config.json", "data.json", "model.safetensors"
 _CALIBRATION_FILE = "calibration.json"
+MODEL_FILES = (_CONFIG_FILE, _DATA_FILE, _WEIGHTS_FILE, _CALIBRATION_FILE)
+"""All files that a model can have; nothing else in its directory is ever read."""
 TRAINING_FOLDER = "training"
 """Logs and resumable state, kept beside the model's files and not needed to forecast."""
 _LARGEST_JSON_BYTES = 1 << 30
@@ -323,7 +325,7 @@ def _swap_in(stage: Path, target: Path) -> None:
     try:
         target.rename(old)
         for each in list(old.iterdir()):
-            if each.name not in (_CONFIG_FILE, _DATA_FILE, _WEIGHTS_FILE, _CALIBRATION_FILE):
+            if each.name not in MODEL_FILES:
                 each.rename(stage / each.name)
                 moved.append(each.name)
         stage.rename(target)

@@ -130,6 +130,28 @@ def calibrate(
     )
 
 
+@dataclass(frozen=True, eq=False)
+class Shifts:
+    """What a calibration adds to the forecasts of one kind: ``offsets`` (``[step, 1, level]``) to ``levels``."""
+
+    levels: tuple[float, ...]
+    offsets: Tensor
+
+    @classmethod
+    def of(cls, calibration: Calibration, forecast: Forecast) -> Shifts:
+        """Those for forecasts with the levels and the horizon of this one."""
+        levels = _levels_of(calibration, forecast)
+        return cls(levels, _signed_offsets(calibration, levels, forecast.point.shape[1]))
+
+    def apply(self, forecast: Forecast) -> Forecast:
+        """The forecast with its bands calibrated."""
+        values = _quantiles(forecast, self.levels).double()
+        values = rising(values + self.offsets.to(values), self.levels.index(0.5))
+        curve = QuantileCurve(self.levels, values.to(forecast.point.dtype))
+        own = [self.levels.index(level) for level in forecast.quantile_levels]
+        return replace(forecast, distribution=curve, quantiles=curve.values[..., own] if own else None)
+
+
 def apply(calibration: Calibration, forecast: Forecast) -> Forecast:
     """A forecast on the scale of the training rows with its bands calibrated; the points stay what they are.
 
@@ -138,13 +160,7 @@ def apply(calibration: Calibration, forecast: Forecast) -> Forecast:
     """
     if _is_bare(forecast) and not calibration.bands:
         return forecast
-    levels = _levels_of(calibration, forecast)
-    horizon = forecast.point.shape[1]
-    values = _quantiles(forecast, levels).double()
-    values = rising(values + _signed_offsets(calibration, levels, horizon).to(values), levels.index(0.5))
-    curve = QuantileCurve(levels, values.to(forecast.point.dtype))
-    own = [levels.index(level) for level in forecast.quantile_levels]
-    return replace(forecast, distribution=curve, quantiles=curve.values[..., own] if own else None)
+    return Shifts.of(calibration, forecast).apply(forecast)
 
 
 def _levels_of(calibration: Calibration, forecast: Forecast) -> tuple[float, ...]:

@@ -104,7 +104,7 @@ class CovariateEmbedding(nn.Module):
         if self.static is not None:
             attributes = self.static(_required(batch.static, "static attributes"))
             total = total + self.static_token(attributes)[:, None]
-        return total.to(batch.context.dtype).expand(len(batch.context), self.shape.num_patches, -1)
+        return total.to(batch.context.dtype).expand(batch.context.shape[0], self.shape.num_patches, -1)
 
     def forecast(self, batch: Batch, summary: Float[Tensor, "row width"]) -> Float[Tensor, "row horizon output"] | None:
         """What is added to the head's output for each channel (row), None without known covariates."""
@@ -141,7 +141,7 @@ class HorizonNetwork(nn.Module):
         self, features: Float[Tensor, "batch horizon feature"], summary: Float[Tensor, "row width"]
     ) -> Float[Tensor, "row horizon output"]:
         """A window's steps are shared by its channels, whose rows follow one another."""
-        windows = self.window(self.norm(summary)).unflatten(0, (len(features), -1))  # [B, C, F]
+        windows = self.window(self.norm(summary)).unflatten(0, (features.shape[0], -1))  # [B, C, F]
         hidden = F.silu(self.step(features)[:, None] + windows[:, :, None])  # [B, C, horizon, F]
         added: Tensor = self.output(F.silu(self.hidden(hidden))).flatten(0, 1)
         return added

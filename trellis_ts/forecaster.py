@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from trellis_ts.config import Preset
+    from trellis_ts.explanations import Explanation
     from trellis_ts.scores import Evaluation
     from trellis_ts.training import TrainingObserver
     from trellis_ts.types import Borders
@@ -179,6 +180,90 @@ class Forecaster:
             CheckpointError: it is missing, incomplete, damaged, or of a newer version.
         """
         return cls(load_checkpoint(directory), device=device, calibrated=calibrated)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        repo_or_path: str | os.PathLike[str],
+        *,
+        revision: str | None = None,
+        token: str | None = None,
+        device: str = "cpu",
+        calibrated: bool = True,
+    ) -> Forecaster:
+        """A model from a directory or, with the extra ``hub``, from a repository of the Hugging Face Hub.
+
+        Only the files of a model are fetched; they are checked as ``load`` does, and nothing in them is executed.
+
+        Args:
+            repo_or_path: a directory, or a repository such as ``"someone/sales"``.
+            revision: branch, tag or commit of the repository.
+            token: for repositories that are not public.
+            device: where it runs.
+            calibrated: as for the class.
+
+        Raises:
+            CheckpointError: it cannot be fetched, or as for ``load``.
+            ConfigError: the extra ``hub`` is not installed.
+        """
+        from trellis_ts.hub import fetch_checkpoint
+
+        return cls(fetch_checkpoint(repo_or_path, revision=revision, token=token), device=device, calibrated=calibrated)
+
+    def push_to_hub(
+        self,
+        repo: str,
+        *,
+        private: bool | None = None,
+        revision: str | None = None,
+        commit_message: str = "Upload a Trellis model",
+        token: str | None = None,
+    ) -> str:
+        """Uploads the model directory to a repository of the Hub, which is made if need be.
+
+        ``data.json`` goes along: it names the columns and every series of the training data, with their scales.
+
+        Returns:
+            The address of the commit.
+
+        Raises:
+            CheckpointError: the Hub refuses, or cannot be reached.
+            ConfigError: the extra ``hub`` is not installed.
+        """
+        from trellis_ts.hub import upload_checkpoint
+
+        return upload_checkpoint(
+            self.save, repo, private=private, revision=revision, commit_message=commit_message, token=token
+        )
+
+    def export(self, path: str | os.PathLike[str]) -> Path:
+        """Writes the model as a file that runs without this package: ``.onnx`` (extra ``onnx``) or ``.pt2``.
+
+        ``docs/export.md`` says what goes in and what comes out.
+
+        Raises:
+            ConfigError: the ending is unknown, the file cannot be written, the model cannot be exported, or the extra
+                is not installed.
+        """
+        from trellis_ts.export import export_model
+
+        export_model(self.checkpoint, Path(path), calibrated=self.calibrated)
+        return Path(path)
+
+    def explain(self, frame: Any, future: Any = None) -> Explanation:
+        """What moves the forecast after the frame's last rows: past patches, covariates; and what the memory holds.
+
+        Args:
+            frame: as for ``predict``.
+            future: as for ``predict``.
+
+        Raises:
+            ConfigError: a streaming model.
+            DataError: as for ``predict``.
+        """
+        from trellis_ts.explanations import explain_panel
+
+        return explain_panel(self, self._read_with_future(frame, future, None))
 
     def save(self, directory: str | os.PathLike[str]) -> Path:
         """Writes a model directory whole, or leaves what was there.

@@ -107,7 +107,7 @@ class ForecastModel(nn.Module):
         location, rest = output[..., :num_moved], output[..., num_moved:]
         if self.skip is not None:
             location = location + self.skip(rows)[..., None]
-        location, rest = (self._by_channel(each, len(context)) for each in (location, rest))  # [B, horizon, C, Q]
+        location, rest = (self._by_channel(each, context.shape[0]) for each in (location, rest))  # [B, horizon, C, Q]
         location = (location + future_cycle[..., None]) * scale[..., None] + loc[..., None]
         if self.family is None:
             return self._quantile_forecast(location)

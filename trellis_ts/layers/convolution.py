@@ -31,7 +31,7 @@ class CausalConvolution(nn.Module):
 
     def start(self, tokens: Float[Tensor, "row token width"]) -> Float[Tensor, "row lag width"]:
         """What ``carry`` takes before the first token: zeros."""
-        return tokens.new_zeros(len(tokens), len(self.kernel) - 1, tokens.shape[2])
+        return tokens.new_zeros(tokens.shape[0], len(self.kernel) - 1, tokens.shape[2])
 
     def carry(
         self, tokens: Float[Tensor, "row token width"], tail: Float[Tensor, "row lag width"]

@@ -112,7 +112,7 @@ class TrellisMixer(nn.Module):
     ) -> tuple[Float[Tensor, "row token width"], TrellisState]:
         """The same after earlier tokens, and what to hand on to the next call; no state means no earlier tokens."""
         inputs, tail = self.project(tokens, observed, None if state is None else state.tail)
-        output, memory = self.run(inputs, self._initial_memory(len(tokens)) if state is None else state.memory)
+        output, memory = self.run(inputs, self._initial_memory(tokens.shape[0]) if state is None else state.memory)
         return output.to(tokens.dtype), TrellisState(memory, tail)
 
     def project(
