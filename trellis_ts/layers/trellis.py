@@ -101,7 +101,7 @@ class TrellisMixer(nn.Module):
     ) -> Float[Tensor, "row token width"]:
         """Reads after writing, at every token; unobserved tokens read but neither write nor forget."""
         inputs, _ = self.project(tokens, observed)
-        output, _ = self.run(inputs, self._initial_memory(len(tokens)), final_state=False)
+        output, _ = self.run(inputs, self._initial_memory(tokens.shape[0]), final_state=False)
         return output.to(tokens.dtype)
 
     def carry(
