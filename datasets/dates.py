@@ -84,6 +84,8 @@ class Dates:
     timezone: str | None = None
     swapped: Stamps | None = None
     notes: tuple[str, ...] = ()
+    day_first: bool | None = None
+    """Whether the day came before the month; None where the layout, or the values, leave no such question or answer."""
 
 
 def looks_like_dates(texts: Any, numbers_too: bool) -> bool:
@@ -111,8 +113,10 @@ def parse_dates(texts: Any, day_first: bool | None) -> Dates:
     if "e" in fields:
         return Dates(_epoch(fields["e"]), "UTC", None, ("times were read as seconds or milliseconds since 1970, UTC",))
     if "a" in fields:
-        fields, other = _order(fields, day_first)
+        fields, other, day_first = _order(fields, day_first)
         swapped = None if other is None else _nanoseconds(other)[0]
+    else:
+        day_first = None
     stamps, valid = _nanoseconds(fields)
     outside = (fields["y"] < _FIRST_YEAR) | (fields["y"] > _LAST_YEAR)
     _refuse(outside, f"is outside the years {_FIRST_YEAR} to {_LAST_YEAR}; remove the row")
@@ -126,7 +130,7 @@ def parse_dates(texts: Any, day_first: bool | None) -> Dates:
         if len(distinct) > 1:
             notes += ("stamps with different UTC offsets were converted to UTC",)
     shift = (offsets * _SECOND).astype("timedelta64[ns]")
-    return Dates(stamps - shift, timezone, None if swapped is None else swapped - shift, notes)
+    return Dates(stamps - shift, timezone, None if swapped is None else swapped - shift, notes, day_first)
 
 
 def _choose_layout(texts: Any, numbers_too: bool) -> tuple[str, float] | None:
@@ -197,8 +201,8 @@ def _months(names: Any) -> tuple[Whole, Mask]:
     return np.maximum(months, 1), months > 0
 
 
-def _order(fields: dict[str, Any], day_first: bool | None) -> tuple[dict[str, Any], dict[str, Any] | None]:
-    """The fields with day and month named, and in the other order too where every value allows it."""
+def _order(fields: dict[str, Any], day_first: bool | None) -> tuple[dict[str, Any], dict[str, Any] | None, bool | None]:
+    """The fields with day and month named, in the other order too where every value allows it, and which one it is."""
     orders = {
         True: {**fields, "d": fields["a"], "m": fields["b"]},
         False: {**fields, "d": fields["b"], "m": fields["a"]},
@@ -209,15 +213,15 @@ def _order(fields: dict[str, Any], day_first: bool | None) -> tuple[dict[str, An
             f"is not a date in the order {order}; leave the order open or give --day-first {str(not day_first).lower()}"
         )
         _refuse(~_valid_day(fields, *day), reason)
-        return orders[day_first], None
+        return orders[day_first], None, day_first
     fits = {True: _valid_day(fields, "a", "b"), False: _valid_day(fields, "b", "a")}
     if fits[True].all() and fits[False].all():
         same = bool((fields["a"] == fields["b"]).all())
-        return orders[True], None if same else orders[False]
+        return orders[True], None if same else orders[False], None
     likely = bool(fits[True].sum() >= fits[False].sum())
     order = "day/month" if likely else "month/day"
     _refuse(~fits[likely], f"is not a date in the order {order} of the others; mend it or remove the row")
-    return orders[likely], None
+    return orders[likely], None, likely
 
 
 def _valid_day(fields: dict[str, Any], day: str, month: str) -> Mask:

@@ -80,9 +80,11 @@ def build_panel(table: Table, roles: Roles, freq: str | None, *, regularize: boo
         notes += resampled
     if roles.dates.swapped is None:
         ordered, freq = _calendar(table, roles, roles.dates.stamps, freq)
+        day_first = roles.dates.day_first
     else:
-        ordered, freq, note = _choose_order(table, roles, freq)
-        notes.append(note)
+        ordered, freq, day_first = _choose_order(table, roles, freq)
+        order = "day before month" if day_first else "month before day"
+        notes.append(f"dates were read with the {order}: only so are they regular")
     series, num_gaps, num_missing = _regular_series(table, roles, ordered, freq)
     if not ordered.was_sorted:
         notes.append("rows were not in the order of time and were sorted")
@@ -94,7 +96,7 @@ def build_panel(table: Table, roles: Roles, freq: str | None, *, regularize: boo
         notes.append(f"{_count(num_missing, 'value')} missing")
     notes += _covariate_notes(roles, ordered, series)
     columns = Columns(roles.time, roles.id, roles.channels, roles.keys, roles.covariates)
-    return Panel(series, columns, freq, roles.dates.timezone, tuple(notes), table.source)
+    return Panel(series, columns, freq, roles.dates.timezone, tuple(notes), table.source, day_first=day_first)
 
 
 def _count(number: int, noun: str) -> str:
@@ -110,8 +112,8 @@ def _calendar(table: Table, roles: Roles, stamps: Stamps, freq: str | None) -> t
     return ordered, freq
 
 
-def _choose_order(table: Table, roles: Roles, freq: str | None) -> tuple[_Ordered, str, str]:
-    """Day or month first, where every date allows both: the order that gives a calendar, if only one does."""
+def _choose_order(table: Table, roles: Roles, freq: str | None) -> tuple[_Ordered, str, bool]:
+    """Whether the day is first, where every date allows both: the order that gives a calendar, if only one does."""
     regular = {}
     for day_first, stamps in ((True, roles.dates.stamps), (False, roles.dates.swapped)):
         assert stamps is not None
@@ -125,8 +127,7 @@ def _choose_order(table: Table, roles: Roles, freq: str | None) -> tuple[_Ordere
             regular[day_first] = (ordered, found)
     if len(regular) == 1:
         day_first, (ordered, found) = regular.popitem()
-        order = "day before month" if day_first else "month before day"
-        return ordered, found, f"dates were read with the {order}: only so are they regular"
+        return ordered, found, day_first
     where = table.cell(int(np.argmax(roles.dates.stamps != roles.dates.swapped)), roles.time)
     raise DataError(f"{where} can be day/month or month/day, as can all others; give --day-first true or false")
 

@@ -218,7 +218,7 @@ def _read_dates(table: Table, name: str, day_first: bool | None) -> Dates:
         where = table.cell(int(np.argmax(codes == error.index)), name)
         raise DataError(f"{where} {error}, or {_TIME_HINT}") from error
     swapped = None if dates.swapped is None else dates.swapped[codes]
-    return Dates(dates.stamps[codes], dates.timezone, swapped, dates.notes)
+    return Dates(dates.stamps[codes], dates.timezone, swapped, dates.notes, dates.day_first)
 
 
 def _whole_as_text(column: Any) -> Any:

@@ -78,6 +78,8 @@ class DataRecord(Closed):
     dataset: str | None
     series: tuple[SeriesRecord, ...]
     covariates: tuple[Covariate, ...] = ()
+    day_first: bool | None = None
+    """The order of dates like 02/03/2024 in the table, for single dates that do not tell; None where it had none."""
 
     def __post_init__(self) -> None:
         for covariate in self.covariates:

@@ -248,6 +248,7 @@ def _record(preparation: Preparation) -> DataRecord:
         dataset=panel.dataset,
         series=(*series, *preparation.known),
         covariates=scaler.covariates.covariates,
+        day_first=panel.day_first,
     )
 
 

@@ -90,7 +90,8 @@ class Panel:
     """One or many series that share channels and a calendar, as read from one table.
 
     ``freq`` is a pandas offset alias; ``timezone`` an IANA name or fixed offset, None for wall-clock time. ``notes``
-    say in plain words what the reader accepted and changed. ``dataset`` is the canonical name of a benchmark.
+    say in plain words what the reader accepted and changed. ``dataset`` is the canonical name of a benchmark, and
+    ``day_first`` the order of dates like 02/03/2024 in the table, None where it had none.
     """
 
     series: tuple[Series, ...]
@@ -100,6 +101,7 @@ class Panel:
     notes: tuple[str, ...] = ()
     source: str = "<memory>"
     dataset: str | None = None
+    day_first: bool | None = None
 
     @property
     def channels(self) -> tuple[str, ...]:

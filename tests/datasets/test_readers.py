@@ -316,6 +316,7 @@ def test_only_one_order_of_day_and_month_is_regular(write):
     panel = read_table(write(lines(*rows)))
     assert panel.freq == "MS"
     assert panel.notes == ("dates were read with the day before month: only so are they regular",)
+    assert panel.day_first is True
     panel = read_table(write(AMBIGUOUS), day_first=True)
     assert (panel.freq, panel.notes) == ("D", ())
     assert read_table(write(AMBIGUOUS), day_first=False).freq == "MS"
@@ -501,3 +502,16 @@ def test_read_rows_refuses_other_tables(content, parts, write):
         read_rows(write(content))
     for part in parts:
         assert part in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("dates", "day_first"),
+    [
+        (["11/03/2024", "12/03/2024", "13/03/2024"], True),
+        (["03/11/2024", "03/12/2024", "03/13/2024"], False),
+        (["2024-03-11", "2024-03-12", "2024-03-13"], None),
+    ],
+)
+def test_the_order_of_day_and_month_is_kept(write, dates, day_first):
+    rows = "".join(f"{date},{number}\n" for number, date in enumerate(dates))
+    assert read_table(write("date,load\n" + rows)).day_first is day_first

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -271,11 +273,19 @@ def test_known_series_are_forecast_as_by_the_forecaster(make_live, make_values, 
 
 
 @pytest.mark.parametrize(
-    "text", ["2024-03-01 05:00", "2024-03-01T05", "01.03.2024 05:00", "March 1, 2024 05:00", "1 Mar 2024 05:00"]
+    "text",
+    [
+        "2024-03-01 05:00",
+        "2024-03-01T05",
+        "01.03.2024 05:00",
+        "01/03/2024 05:00",
+        "March 1, 2024 05:00",
+        "1 Mar 2024 05:00",
+    ],
 )
 def test_dates_are_read_in_the_layouts_of_tables(make_live, text):
     live = make_live()
-    live.clock._day_first = True
+    live = StreamingForecaster(replace(live.checkpoint, data=replace(live.checkpoint.data, day_first=True)))
     live.update([1.0, 2.0], text)
     assert live.last_time() == START
 

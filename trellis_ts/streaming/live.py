@@ -48,7 +48,7 @@ class LiveStates:
             data.timezone,
             shape.season_length,
             shape.covariates.cycles,
-            day_first=checkpoint.experiment.data.day_first,
+            day_first=data.day_first,
         )
         levels = () if model.family else model.quantile_levels
         self.bands = LiveBands(levels, self.calibration, is_adaptive=adaptive and len(levels) > 1, rate=rate)
