@@ -61,7 +61,7 @@ def plot_explanation(
         if band is not None:
             top.fill_between(ahead, *band, color=_BAND, alpha=0.5, linewidth=0, label=band_label)
         top.plot(ahead, point, color=_FORECAST, linewidth=1.4, linestyle=(0, (4, 1)), label="forecast")
-        top.legend(loc="upper left", ncols=3, frameon=False)
+        top.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=3, frameon=False)
         top.margins(x=0.01)
         bars = figure.add_subplot(grid[1, :], sharex=top)
         _draw_importance(bars, explanation, series, channel)
