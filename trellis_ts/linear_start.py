@@ -7,7 +7,6 @@ say in the location, and with the spread of what the linear forecast leaves. Eve
 
 from __future__ import annotations
 
-from itertools import product
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -17,7 +16,7 @@ from trellis_ts.heads import center_index
 from trellis_ts.scaling import instance_statistics
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from jaxtyping import Bool, Float
     from numpy.typing import NDArray
@@ -80,15 +79,15 @@ def start_from_linear(
     best, penalty = float((shares * judges.row_errors(simple[plain])).mean()) * (1 - _LEAST_GAIN), None
     if len(early):
         rows = _draw(windows, early, _ROWS, generator)
-        for around, candidate in product(dict.fromkeys((plain, _MEAN)), _PENALTIES):
-            weight = _ridge(rows, rows.shares(simple[plain]), simple[around], candidate)
+        arounds = {around: simple[around] for around in (plain, _MEAN)}
+        for around, candidate, weight in _ridge(rows, rows.shares(simple[plain]), arounds, _PENALTIES):
             error = float((shares * judges.row_errors(weight)).mean())
             if error < best:
                 best, penalty, name = error, candidate, around
     weight = simple[name]
     if penalty is not None:
         rows = _draw(windows, np.arange(len(windows)), _ROWS, generator)
-        weight = _ridge(rows, rows.shares(simple[plain]), weight, penalty)
+        _, _, weight = next(_ridge(rows, rows.shares(simple[plain]), {name: weight}, (penalty,)))
     _set(model, weight, judges)
     return name if penalty is None else f"ridge regression around {name}"
 
@@ -141,15 +140,25 @@ def _simple_forecasts(
 
 
 def _ridge(
-    rows: _Rows, shares: Float[Tensor, " row"], around: Float[Tensor, "horizon context"], penalty: float
-) -> Float[Tensor, "horizon context"]:
-    """Weights of least squared error, each row counting by its share, their squared distance from others penalised."""
-    residual = rows.errors(around).clamp(-_LARGEST_ERROR, _LARGEST_ERROR).double()
+    rows: _Rows,
+    shares: Float[Tensor, " row"],
+    arounds: Mapping[str, Float[Tensor, "horizon context"]],
+    penalties: Sequence[float],
+) -> Iterator[tuple[str, float, Float[Tensor, "horizon context"]]]:
+    """Weights of least squared error, each row counting by its share, their squared distance from others penalised.
+
+    Gives name, penalty and weights of every solution. What all have in common, most of the work, is done once.
+    """
     context = rows.context.double()
-    shared = context * shares[:, None]
-    gram = shared.T @ context / len(context) + penalty * torch.eye(context.shape[1], dtype=torch.float64)
-    change: Tensor = torch.linalg.solve(gram, shared.T @ residual / len(context)).T
-    return around + change.to(around.dtype)
+    shared = context * shares[:, None] / len(context)
+    gram = shared.T @ context
+    residuals = [rows.errors(each).clamp(-_LARGEST_ERROR, _LARGEST_ERROR).double() for each in arounds.values()]
+    moments = shared.T @ torch.cat(residuals, dim=1)
+    identity = torch.eye(len(gram), dtype=gram.dtype)
+    for penalty in penalties:
+        changes = torch.cholesky_solve(moments, torch.linalg.cholesky(gram + penalty * identity))
+        for (name, around), change in zip(arounds.items(), changes.T.split(residuals[0].shape[1]), strict=True):
+            yield name, penalty, around + change.to(around.dtype)
 
 
 @torch.no_grad()
