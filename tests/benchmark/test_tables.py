@@ -31,6 +31,7 @@ def result(**changes):
         "num_epochs": 6,
         "num_parameters": 1234,
         "train_seconds": 60.0,
+        "train_processor_seconds": 50.0,
         "test_seconds": 2.0,
         "peak_memory_bytes": 5 * 10**8,
         "machine": {"cpu": "a processor", "cores": 2, "threads": 1, "load": 0.5, "gpu": None},

@@ -20,7 +20,7 @@ import torch
 
 from trellis_ts.benchmark.machine import describe_machine, describe_versions, find_commit, peak_memory_bytes
 from trellis_ts.benchmark.plan import Cell
-from trellis_ts.benchmark.scoring import score_prefixes
+from trellis_ts.benchmark.scoring import HorizonScore, score_prefixes
 from trellis_ts.datasets.sources import load_data
 from trellis_ts.devices import resolve_device
 from trellis_ts.errors import DataError, TrellisError
@@ -44,11 +44,34 @@ def run_cell(cell: Cell) -> dict[str, Any]:
     preparation = prepare(panel, config)
     if not preparation.splits.borders[0].test[1] > preparation.splits.borders[0].test[0]:
         raise DataError(f"{panel.source} leaves no test rows")
+    processor = time.process_time()
     with TemporaryDirectory(prefix="trellis-") as folder:
         checkpoint, summary = fit(preparation, Path(folder))
+    processor = time.process_time() - processor
     forecaster = Forecaster(checkpoint, device=resolve_device(config.training.device))
     start = time.monotonic()
     scores = score_prefixes(forecaster, preparation.splits, cell.horizons)
+    return describe_result(
+        cell,
+        scores,
+        validation_loss=summary.validation_loss,
+        best_epoch=summary.best_epoch,
+        num_epochs=summary.num_epochs,
+        train_windows=summary.train_windows,
+        validation_windows=summary.validation_windows,
+        num_parameters=summary.num_parameters,
+        train_seconds=round(summary.seconds, 2),
+        train_processor_seconds=round(processor, 2),
+        test_seconds=round(time.monotonic() - start, 2),
+        peak_memory_bytes=peak_memory_bytes(),
+        machine=machine,
+        versions=describe_versions(),
+        commit=commit,
+    )
+
+
+def describe_result(cell: Cell, scores: dict[int, HorizonScore], **facts: Any) -> dict[str, Any]:
+    """What a result's file holds: which cell it is, its errors, and facts about the run."""
     return {
         "format": FORMAT,
         "dataset": cell.dataset_name,
@@ -58,18 +81,7 @@ def run_cell(cell: Cell) -> dict[str, Any]:
         "horizon": cell.horizon,
         "seed": cell.seed,
         "scores": {str(horizon): asdict(score) for horizon, score in scores.items()},
-        "validation_loss": summary.validation_loss,
-        "best_epoch": summary.best_epoch,
-        "num_epochs": summary.num_epochs,
-        "train_windows": summary.train_windows,
-        "validation_windows": summary.validation_windows,
-        "num_parameters": summary.num_parameters,
-        "train_seconds": round(summary.seconds, 2),
-        "test_seconds": round(time.monotonic() - start, 2),
-        "peak_memory_bytes": peak_memory_bytes(),
-        "machine": machine,
-        "versions": describe_versions(),
-        "commit": commit,
+        **facts,
         "settings": cell.settings,
     }
 

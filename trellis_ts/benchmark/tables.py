@@ -155,8 +155,9 @@ def _cost(entries: Sequence[Entry]) -> str:
             str(horizon),
             str(seed),
             f"{run['num_parameters']:,}" if run["num_parameters"] else "",
-            f"{run['best_epoch']} of {run['num_epochs']}" if run["best_epoch"] else "",
+            f"{run['best_epoch']} of {run['num_epochs']}" if run["num_epochs"] else "",
             f"{run['train_seconds']:.0f}",
+            f"{run['train_processor_seconds']:.0f}",
             f"{run['test_seconds']:.0f}",
             f"{run['peak_memory_bytes'] / 1e6:,.0f}" if run["peak_memory_bytes"] else "",
             f"{run['machine']['gpu'] or run['machine']['cpu']}, {run['machine']['threads']} thread(s)",
@@ -166,8 +167,17 @@ def _cost(entries: Sequence[Entry]) -> str:
         ]
         for (dataset, contestant, look_back, horizon, seed), run in runs.items()
     ]
-    header = ["data set", "contestant", "look-back", "trained for", "seed", "parameters", "best epoch", "training, s"]
-    header += ["test, s", "peak memory, MB", "machine", "load at start", "torch", "commit"]
+    header = ["data set", "contestant", "look-back", "trained for", "seed", "parameters", "best epoch"]
+    header += [
+        "training, s",
+        "of processor time",
+        "test, s",
+        "peak memory, MB",
+        "machine",
+        "load at start",
+        "torch",
+        "commit",
+    ]
     return "## Runs\n\n" + _markdown(header, rows)
 
 

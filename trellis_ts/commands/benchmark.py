@@ -56,7 +56,11 @@ def parser() -> Parser:
         "validation loss; 96,free: both (default: 96)",
     )
     options.add_argument(
-        "--seeds", type=str, default="0,1,2", metavar="N,...", help="seeds of weights and windows (default: 0,1,2)"
+        "--seeds",
+        type=str,
+        default="0,1,2",
+        metavar="N,...",
+        help="seeds of weights and windows by number: 1 is the seed 1, not one seed (default: 0,1,2)",
     )
     options.add_argument(
         "--each-horizon",
