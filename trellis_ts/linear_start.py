@@ -157,7 +157,7 @@ def _ridge(
     identity = torch.eye(len(gram), dtype=gram.dtype)
     for penalty in penalties:
         changes = torch.cholesky_solve(moments, torch.linalg.cholesky(gram + penalty * identity))
-        for (name, around), change in zip(arounds.items(), changes.T.split(residuals[0].shape[1]), strict=True):
+        for (name, around), change in zip(arounds.items(), torch.split(changes.T, residuals[0].shape[1]), strict=True):
             yield name, penalty, around + change.to(around.dtype)
 
 
