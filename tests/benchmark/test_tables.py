@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import json
 import random
+import shutil
+from pathlib import Path
 
 import pytest
 
 from trellis_ts.benchmark.results import entries_of, of_track
 from trellis_ts.benchmark.tables import write_tables
 from trellis_ts.errors import ConfigError
+
+RECORDED = Path(__file__).parents[2] / "benchmarks" / "results" / "long_horizon"
 
 
 def result(**changes):
@@ -145,6 +149,13 @@ def test_what_the_tables_say(tmp_path):
             width = line.count("|")
         elif line.startswith("| ") and "width" in locals() and not line.startswith(("| data set", "| model")):
             assert line.count("|") == width, line
+
+
+def test_the_recorded_tables_are_those_of_the_recorded_results(tmp_path):
+    for path in RECORDED.glob("*.json"):
+        shutil.copy(path, tmp_path)
+    write_tables(tmp_path)
+    assert (tmp_path / "tables.md").read_text() == (RECORDED / "tables.md").read_text()
 
 
 def test_folders_without_results(tmp_path):

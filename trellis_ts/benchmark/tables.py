@@ -157,7 +157,8 @@ def _cost(entries: Sequence[Entry]) -> str:
             f"{run['num_parameters']:,}" if run["num_parameters"] else "",
             f"{run['best_epoch']} of {run['num_epochs']}" if run["num_epochs"] else "",
             f"{run['train_seconds']:.0f}",
-            f"{run['train_processor_seconds']:.0f}",
+            # Older results do not have it.
+            f"{run['train_processor_seconds']:.0f}" if "train_processor_seconds" in run else "",
             f"{run['test_seconds']:.0f}",
             f"{run['peak_memory_bytes'] / 1e6:,.0f}" if run["peak_memory_bytes"] else "",
             f"{run['machine']['gpu'] or run['machine']['cpu']}, {run['machine']['threads']} thread(s)",
