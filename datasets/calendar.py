@@ -41,6 +41,8 @@ _WORDS |= {"month": "MS or ME", "monthly": "MS or ME", "quarter": "QS or QE", "q
 _WORDS |= {"year": "YS or YE", "yearly": "YS or YE", "annual": "YS or YE"}
 _KNOWN = ("YE", "YS", "QE", "QS", "ME", "MS", "BME", "BMS", "W", "B", "D", *_TICKS)
 
+_TIMEZONE = re.compile(r"(?!dateutil/|pytz/)[A-Za-z][\w+-]*(/[\w+-]+)*|[+-]\d\d:\d\d(:\d\d)?|UTC[+-]\d\d:\d\d")
+
 # A grid far longer than the stamps on it is a wrong date or a wrong step, and would fill the memory.
 _MOST_EMPTY_ROWS = 2_000_000
 
@@ -334,15 +336,28 @@ def to_local(time: Stamps, timezone: str | None) -> Stamps:
 
 def to_utc(local: Stamps, timezone: str | None) -> Stamps:
     """Instants of wall-clock times: the first of two where the clocks went back, the next there is where they jump."""
-    if timezone in (None, "UTC"):
+    if timezone is None or timezone == "UTC":
         return local
+    check_timezone(timezone)
     index = pd.DatetimeIndex(local).tz_localize(
         timezone, ambiguous=np.ones(len(local), dtype=bool), nonexistent="shift_forward"
     )
     return index.tz_convert("UTC").tz_localize(None).to_numpy(dtype="datetime64[ns]")
 
 
+def check_timezone(timezone: str) -> None:
+    """Refuses what is no name or offset of a time zone; for some, such as dateutil/ with a path, pandas reads a file.
+
+    Raises:
+        DataError: it is none.
+    """
+    if not _TIMEZONE.fullmatch(timezone):
+        raise DataError(f"'{timezone:.80}' is not a time zone; use a name like 'Europe/Paris' or '+01:00'")
+
+
 def _utc_index(time: Stamps, timezone: str | None) -> pd.DatetimeIndex:
+    if timezone is not None:
+        check_timezone(timezone)
     try:
         return pd.DatetimeIndex(time).tz_localize("UTC").tz_convert(timezone)
     except (KeyError, ValueError) as error:

@@ -30,11 +30,12 @@ from safetensors.torch import save_file
 from trellis_ts.causal import CausalModel
 from trellis_ts.config import Closed, ExperimentConfig, WindowShape
 from trellis_ts.conformal import Calibration
+from trellis_ts.datasets import calendar
 from trellis_ts.datasets.covariates import CovariateScaler
 from trellis_ts.datasets.splits import Scaler
 from trellis_ts.distributions import FAMILIES
-from trellis_ts.errors import CheckpointError, ConfigError
-from trellis_ts.files import open_permissions
+from trellis_ts.errors import CheckpointError, ConfigError, DataError
+from trellis_ts.files import open_permissions, replace_folder
 from trellis_ts.model import ForecastModel
 from trellis_ts.sizing import covariate_shape
 from trellis_ts.types import Covariate
@@ -82,6 +83,12 @@ class DataRecord(Closed):
     """The order of dates like 02/03/2024 in the table, for single dates that do not tell; None where it had none."""
 
     def __post_init__(self) -> None:
+        try:
+            calendar.normalize_freq(self.freq)
+            if self.timezone is not None:
+                calendar.check_timezone(self.timezone)
+        except DataError as error:
+            raise ConfigError(str(error)) from None
         for covariate in self.covariates:
             if not math.isfinite(covariate.loc) or not 0 < covariate.scale < math.inf:
                 raise ConfigError(f"covariate '{covariate.name}' has a loc that is no number or a scale not positive")
@@ -170,10 +177,23 @@ def save_checkpoint(directory: str | os.PathLike[str], checkpoint: Checkpoint, *
                 _flush(stage / name)
                 open_permissions(stage / name, 0o666)
             open_permissions(stage, 0o777)
-            _swap_in(stage, target)
+            if target.is_dir() and not (target / _CONFIG_FILE).exists():  # a training's folder, no model until then
+                for name in (*written, _CONFIG_FILE):
+                    (stage / name).replace(target / name)
+            else:
+                replace_folder(stage, target, owned=MODEL_FILES)
         finally:
             shutil.rmtree(stage, ignore_errors=True)
     return target
+
+
+def clear_leftovers(directory: str | os.PathLike[str]) -> None:
+    """Deletes what a process that was killed while it saved left beside a model directory that is there."""
+    target = Path(directory)
+    if target.is_dir():
+        for kind in ("saving", "old"):
+            for each in target.parent.glob(f".{target.name}.{kind}-*"):
+                shutil.rmtree(each, ignore_errors=True)
 
 
 def load_checkpoint(directory: str | os.PathLike[str]) -> Checkpoint:
@@ -311,34 +331,6 @@ def _flush(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def _swap_in(stage: Path, target: Path) -> None:
-    """Puts the staged directory in place. A directory cannot be replaced in one system call, so an older model steps
-    aside first and is deleted last; its training folder, and what else lies beside the model's files, moves along."""
-    if not target.exists():
-        stage.rename(target)
-        return
-    if not target.is_dir():
-        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
-    aside = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}.old-"))
-    old = aside / target.name
-    moved: list[str] = []
-    try:
-        target.rename(old)
-        for each in list(old.iterdir()):
-            if each.name not in MODEL_FILES:
-                each.rename(stage / each.name)
-                moved.append(each.name)
-        stage.rename(target)
-    except OSError:
-        for name in moved:
-            (stage / name).rename(old / name)
-        if old.exists():
-            old.rename(target)
-        raise
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
 
 
 @contextmanager

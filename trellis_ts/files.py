@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
+import sys
 import tempfile
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,7 +14,7 @@ from typing import TYPE_CHECKING
 from trellis_ts.errors import ConfigError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Collection, Iterator
 
 
 def open_permissions(path: Path, mode: int) -> None:
@@ -94,3 +96,84 @@ def atomic_file(path: Path) -> Iterator[Path]:
             temporary.unlink(missing_ok=True)
     except OSError as error:
         raise ConfigError(f"cannot write {path}: {reason_of(error)}; make room or choose another path") from error
+
+
+def replace_file(path: Path, content: bytes) -> None:
+    """Writes a file that is flushed before it is moved into place, and flushes the move too: a crash or a power cut
+    leaves the old one or the new one, whole.
+
+    Raises:
+        OSError: it cannot be written; the old one stays.
+    """
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    temporary = Path(name)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        open_permissions(temporary, 0o666)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    if os.name == "posix":  # elsewhere a folder cannot be opened
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+
+
+def replace_folder(stage: Path, target: Path, *, owned: Collection[str]) -> None:
+    """Puts a folder in the place of another; what lies in the old one and is not ``owned`` moves along.
+
+    Linux exchanges the two in one system call, so that at any moment one of them is there, whole. Elsewhere the old one
+    steps aside first. Afterwards ``stage`` may hold what is left of the old one.
+
+    Raises:
+        OSError: the old one is in place again, whole.
+    """
+    if not target.exists():
+        stage.rename(target)
+        return
+    if not target.is_dir():
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
+    if _exchange(stage, target):
+        with _moved_along(stage, target, owned, undo=lambda: _exchange(stage, target)):
+            return
+    aside = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}.old-"))
+    old = aside / target.name
+    try:
+        target.rename(old)
+        with _moved_along(old, stage, owned, undo=lambda: old.rename(target)):
+            stage.rename(target)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+@contextmanager
+def _moved_along(old: Path, new: Path, owned: Collection[str], *, undo: Callable[[], object]) -> Iterator[None]:
+    """Moves what is not owned from one folder to the other; back again, and all undone, after an error."""
+    moved: list[str] = []
+    try:
+        for each in list(old.iterdir()):
+            if each.name not in owned:
+                each.rename(new / each.name)
+                moved.append(each.name)
+        yield
+    except OSError:
+        for name in moved:
+            (new / name).rename(old / name)
+        undo()
+        raise
+
+
+def _exchange(one: Path, other: Path) -> bool:
+    """Swaps two paths in one system call where the system has one; whether it did."""
+    if sys.platform != "linux":
+        return False
+    import ctypes
+
+    rename = getattr(ctypes.CDLL(None), "renameat2", None)
+    here, exchange = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
+    return rename is not None and rename(here, os.fsencode(one), here, os.fsencode(other), exchange) == 0

@@ -6,12 +6,15 @@ a finding.
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import hashlib
 import io
 import json
 import shutil
+import tempfile
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,9 +22,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet
 
-from trellis_ts.checkpoints import load_checkpoint
+from trellis_ts.checkpoints import Checkpoint, DataRecord, SeriesRecord, build_model, load_checkpoint
 from trellis_ts.commands.configuration import read_config
+from trellis_ts.commands.feed import LineReader
+from trellis_ts.config import CovariateShape, ExperimentConfig, ModelConfig, TrainingConfig, WindowShape
 from trellis_ts.datasets.readers import add_future, read_rows, read_table
+from trellis_ts.errors import DataError
+from trellis_ts.streaming.forecaster import StreamingForecaster
 
 GOLDEN = Path(__file__).parent.parent / "golden"
 
@@ -100,6 +107,83 @@ def forge(model: Path) -> None:
         pass  # no JSON object: its checksums are beside the point
 
 
+@cache
+def _streaming_model() -> Checkpoint:
+    """Random weights, a calendar and a season: everything a state can hold."""
+    network = ModelConfig(mode="streaming", width=8, num_heads=2, num_slots=4, num_layers=2, seasonal_cycle=True)
+    experiment = ExperimentConfig(model=network, training=TrainingConfig(quantile_levels=(0.1, 0.25, 0.5, 0.75, 0.9)))
+    model = build_model(experiment, WindowShape(16, 5, 4, 4, 7, 2, CovariateShape(cycles=("day",)))).eval()
+    series = SeriesRecord("a", (40.0, 1.0), (2.0, 0.5), None)
+    return Checkpoint(model, experiment, DataRecord("time", "id", ("y0", "y1"), "h", None, None, (series,)))
+
+
+def _follow(live: StreamingForecaster, folder: Path) -> None:
+    """What a state that was taken has to stand: going on with it."""
+    for name in live.series[:3]:
+        for _ in range(6):
+            with contextlib.suppress(DataError):  # the calendar may have come to its end
+                live.update([41.0, 1.5], series=name)
+            live.forecast(name)
+        live.drift(name), live.counts(name), live.last_time(name)
+    live.snapshot(folder / "again.state")
+
+
+def _snapshot(data: bytes, folder: Path) -> object:
+    path = folder / "live.state"
+    path.write_bytes(data)
+    live = StreamingForecaster(_streaming_model())
+    live.restore(path)
+    return _follow(live, folder)
+
+
+def _store(data: bytes, folder: Path) -> object:
+    path = folder / "states.sqlite"
+    for each in folder.glob("states.sqlite*"):  # a write-ahead log of the case before belongs to another database
+        each.unlink()
+    path.write_bytes(data)
+    live = StreamingForecaster(_streaming_model(), store=path)
+    try:
+        return _follow(live, folder)
+    finally:
+        _close(live)
+
+
+def _close(live: StreamingForecaster) -> None:
+    if live._store is not None:
+        live._store.close()
+
+
+def _lines(data: bytes, folder: Path) -> object:
+    """Lines of a stream, each of which may be refused for itself."""
+    checkpoint = _streaming_model()
+    live, reader = StreamingForecaster(checkpoint), LineReader(checkpoint.data)
+    lines = data.splitlines(keepends=True) or [b""]
+    for line in lines if reader.begin(lines[0]) else lines[1:]:
+        with contextlib.suppress(DataError):
+            found = reader.parse(line)
+            live.update(found.values, found.time, series=found.series)
+            live.forecast(found.series)
+    return live
+
+
+def _state_seeds() -> tuple[tuple[bytes, ...], tuple[bytes, ...]]:
+    """Snapshots, and a store."""
+    with tempfile.TemporaryDirectory() as folder:
+        live = StreamingForecaster(_streaming_model(), store=Path(folder) / "store")
+        live.snapshot(Path(folder) / "empty")
+        for name in ("a", "b"):
+            live.update(np.sin(np.arange(60)).reshape(30, 2), "2024-03-01T05:00", series=name)
+            for _ in range(12):
+                live.update([0.5, 40.0], series=name)
+                live.forecast(name)
+        live.snapshot(Path(folder) / "full", extra={"offset": "400"})
+        live.flush()
+        _close(live)
+        return tuple((Path(folder) / name).read_bytes() for name in ("full", "empty")), (
+            (Path(folder) / "store").read_bytes(),
+        )
+
+
 def _wide(separator: str = ",", decimal: str = ".") -> bytes:
     rows = [f"2024-01-{day:02d}{separator}{day}{decimal}5{separator}{-day}" for day in range(1, 29)]
     return "\n".join([separator.join(("date", "a", "b")), *rows, ""]).encode()
@@ -144,6 +228,13 @@ quantile_levels: [0.1, 0.5, 0.9]
 max_time: 2m
 regularize: false
 """
+
+_LINES = (
+    b"id,time,y0,y1\n" + b"".join(b"a,2024-03-01T%02d:00,%d,1.5\n" % (hour, 40 + hour) for hour in range(20)),
+    b"".join(b'{"id":"b","time":"2024-03-%02d 05:00","y0":1,"y1":null}\n' % day for day in range(1, 20)),
+    b"".join(b'{"id":"b","y0":%d,"y1":2}\n' % day for day in range(1, 20)),
+)
+_SNAPSHOTS, _STORES = _state_seeds()
 
 TARGETS = {
     "csv": Target(
@@ -253,6 +344,54 @@ TARGETS = {
             b"1048576",
             b"0",
             b"0.0",
+        ),
+    ),
+    "snapshot": Target(
+        _snapshot,
+        _SNAPSHOTS,
+        (
+            b"\xff" * 8,
+            b"\x00" * 8,
+            b"\x7f" * 8,
+            b"\x80" + b"\x00" * 7,
+            b"\x00\x00\xf0\x7f",
+            b"\x00\x00\x80\x7f",
+            b'"data_offsets"',
+            b'"I8"',
+            b"[[[",
+            b'\\"a\\"',
+            b"18446744073709551615",
+            b"0",
+            b"-1",
+        ),
+    ),
+    "store": Target(
+        _store, _STORES, (b"SQLite format 3\x00", b"\xff" * 8, b"\x00" * 8, b"VIEW", b"TRIGGER", b"series")
+    ),
+    "lines": Target(
+        _lines,
+        _LINES,
+        (
+            b"\n",
+            b"{",
+            b"}",
+            b'"y0":',
+            b"1e308",
+            b"-1e308",
+            b"1e400",
+            b"NaN",
+            b"null",
+            b"true",
+            b'"time":"9999-12-31"',
+            b"0001-01-01",
+            b"2262-04-11T23:00",
+            b"1677-09-22",
+            b"2024-03-01T05:00+14:00",
+            b"5,",
+            b'"',
+            b"\x00",
+            b"\xff",
+            b"[" * 2000,
         ),
     ),
 }

@@ -18,7 +18,7 @@ from trellis_ts.datasets.readers import read_table
 from trellis_ts.errors import ConfigError, DataError
 
 HERE = Path(__file__).parent
-NAMES = ("csv", "gzip", "parquet", "config", "model")
+NAMES = ("csv", "gzip", "parquet", "config", "model", "snapshot", "store", "lines")
 
 
 @pytest.fixture(scope="session")

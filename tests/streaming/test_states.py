@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import sqlite3
 from dataclasses import replace
 
 import numpy as np
@@ -10,6 +12,8 @@ import torch
 
 from trellis_ts import CheckpointError, ConfigError, DataError, Forecaster
 from trellis_ts.streaming.forecaster import StreamingForecaster
+from trellis_ts.streaming.snapshots import write_state
+from trellis_ts.streaming.table import COUNT, PHASE, TIME
 
 START = np.datetime64("2024-03-01T05", "ns")
 HOUR = np.timedelta64(1, "h")
@@ -164,6 +168,77 @@ def test_a_damaged_state_is_refused(make_live, make_values, tmp_path, harm):
     assert same(live.forecast(), before)
     with pytest.raises(CheckpointError, match="no such file"):
         live.restore(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize(
+    ("array", "place", "number"),
+    [
+        ("clock", (0, PHASE), 7),
+        ("clock", (0, COUNT), -1),
+        ("clock", (0, TIME), np.iinfo(np.int64).max),
+        ("edge_upper", (0, 0, 0, 0), 100),
+        ("pending_from", (0, 0), 9),
+        ("pending_from", (0, 0), -5),
+        ("unit", (0, 0, 1), 0.0),
+        ("unit", (0, 0, 0), np.nan),
+    ],
+)
+def test_numbers_that_no_state_can_hold_are_refused(make_live, make_values, tmp_path, array, place, number):
+    live = make_live()
+    live.update(make_values(30), START)
+    live.forecast()
+    arrays = live._live.table.export([0])
+    arrays[array][place] = number
+    write_state(tmp_path / "state", arrays, [""], fingerprint=live._key(), extra={})
+    before = live.forecast()
+    with pytest.raises(CheckpointError, match=f"damaged: {array} holds what no state can"):
+        live.restore(tmp_path / "state")
+    assert same(live.forecast(), before)
+
+
+@pytest.mark.parametrize("series", ["[" * 5000, '["a", "a"]', "3", '[""]extra', '{"a": 1}'])
+def test_names_that_no_state_can_hold_are_refused(make_live, make_values, tmp_path, series):
+    from safetensors.numpy import save_file
+
+    live = make_live()
+    live.update(make_values(30), START)
+    metadata = {"format": "trellis_ts.state", "version": "1", "fingerprint": live._key(), "series": series}
+    save_file(live._live.table.export([0]), tmp_path / "state", metadata | {"extra": "{}"})
+    with pytest.raises(CheckpointError, match="damaged"):
+        live.restore(tmp_path / "state")
+
+
+@pytest.mark.parametrize(
+    "harm",
+    [
+        "DROP TABLE series; CREATE VIEW series AS WITH RECURSIVE n(name) AS (SELECT 1 UNION ALL SELECT name + 1 "
+        "FROM n) SELECT name, x'00' AS state FROM n",  # would be read without an end
+        "CREATE TRIGGER harm AFTER INSERT ON series BEGIN DELETE FROM series; END",
+        "CREATE TABLE other (a)",
+        "UPDATE model SET version = 'x'",
+        "UPDATE series SET state = 'text'",
+        "UPDATE series SET name = x'ff'",
+        "UPDATE series SET name = CAST(x'ff' AS TEXT)",
+        "UPDATE series SET state = zeroblob(100)",
+    ],
+)
+def test_a_forged_store_is_refused(make_live, make_values, tmp_path, harm):
+    path = tmp_path / "store.sqlite"
+    live = make_live(options={"store": path})
+    live.update(make_values(30), series="a")
+    live.flush()
+    live._store.close()
+    with contextlib.closing(sqlite3.connect(path)) as database:
+        database.executescript(harm)
+        database.commit()
+
+    def use():
+        again = make_live(options={"store": path})
+        assert again.series == ("a",)
+        again.forecast("a")
+
+    with pytest.raises(CheckpointError, match=r"store|state"):
+        use()
 
 
 def test_a_store_holds_more_series_than_memory(make_live, make_values, tmp_path):

@@ -9,6 +9,7 @@ import os
 import pickle
 import shutil
 import stat
+import sys
 from dataclasses import replace
 
 import pytest
@@ -16,6 +17,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import trellis_ts.checkpoints as module
+from trellis_ts import files
 from trellis_ts.checkpoints import FORMAT_VERSION, TRAINING_FOLDER, load_checkpoint, save_checkpoint
 from trellis_ts.errors import CheckpointError, ConfigError
 from trellis_ts.forecaster import Forecaster
@@ -347,8 +349,13 @@ def test_a_full_disk_leaves_the_former_model(model, other, monkeypatch, place):
     assert snapshot(model.parent) == before
 
 
-@pytest.mark.parametrize("nth", [1, 2, 3])  # aside, the training folder, into place
-def test_a_refused_rename_leaves_the_former_model(model, other, monkeypatch, nth):
+# Where folders are exchanged only the training folder is moved; elsewhere the old one aside, that, and the new one.
+@pytest.mark.parametrize(("is_exchanged", "nth"), [(True, 1), (False, 1), (False, 2), (False, 3)])
+def test_a_refused_rename_leaves_the_former_model(model, other, monkeypatch, is_exchanged, nth):
+    if not is_exchanged:
+        monkeypatch.setattr(files, "_exchange", lambda one, other: False)
+    elif sys.platform != "linux":
+        pytest.skip("only Linux exchanges folders")
     (model / TRAINING_FOLDER).mkdir()
     (model / TRAINING_FOLDER / "log.csv").write_text("epoch\n")
     before = snapshot(model.parent)
@@ -365,7 +372,10 @@ def test_a_refused_rename_leaves_the_former_model(model, other, monkeypatch, nth
     assert snapshot(model.parent) == before
 
 
-def test_overwriting_keeps_the_training_folder_and_what_else_lies_there(model, other):
+@pytest.mark.parametrize("is_exchanged", [True, False])
+def test_overwriting_keeps_the_training_folder_and_what_else_lies_there(model, other, monkeypatch, is_exchanged):
+    if not is_exchanged:
+        monkeypatch.setattr(files, "_exchange", lambda one, other: False)
     (model / TRAINING_FOLDER).mkdir()
     (model / TRAINING_FOLDER / "log.csv").write_text("epoch\n")
     (model / "notes.txt").write_text("mine\n")

@@ -102,6 +102,16 @@ def _infinite_weights(model: Path) -> None:
     save_file(weights, model / "model.safetensors")
 
 
+def _wrong_type(model: Path) -> None:
+    weights = load_file(model / "model.safetensors")
+    save_file({name: value.double() for name, value in weights.items()}, model / "model.safetensors")
+
+
+def _tensor_too_many(model: Path) -> None:
+    weights = load_file(model / "model.safetensors")
+    save_file({**weights, "__reduce__": torch.zeros(1)}, model / "model.safetensors")
+
+
 def _config(**change: object):
     def edit(model: Path) -> None:
         content = json.loads((model / "config.json").read_text())
@@ -128,6 +138,33 @@ def _class_path(model: Path) -> None:
     (model / "config.json").write_text(json.dumps(content))
 
 
+def _data(**change: object):
+    def edit(model: Path) -> None:
+        content = json.loads((model / "data.json").read_text())
+        (model / "data.json").write_text(json.dumps(content | change))
+
+    return edit
+
+
+def _nan_scaler(model: Path) -> None:
+    text = (model / "data.json").read_text()
+    content = json.loads(text)
+    content["series"][0]["scale"] = [float("nan")]
+    (model / "data.json").write_text(json.dumps(content))
+
+
+def _number_without_end(model: Path) -> None:
+    content = json.loads((model / "data.json").read_text())
+    content["series"][0]["loc"] = [7.25]
+    (model / "data.json").write_text(json.dumps(content).replace("7.25", "9" * 100_000))
+
+
+def _weights_elsewhere(model: Path) -> None:
+    content = json.loads((model / "config.json").read_text())
+    content["sha256"]["/etc/passwd"] = content["sha256"].pop("model.safetensors")
+    (model / "config.json").write_text(json.dumps(content))
+
+
 def _deep_json(model: Path) -> None:
     (model / "data.json").write_text("[" * 100_000 + "]" * 100_000)
 
@@ -148,6 +185,16 @@ HOSTILE = {
     "absurd-sizes": (_absurd_sizes, "does not fit"),
     "class-path": (_class_path, "damaged"),
     "deep-json": (_deep_json, "damaged"),
+    "wrong-type": (_wrong_type, "does not fit"),
+    "tensor-too-many": (_tensor_too_many, "does not fit"),
+    "past-version": (_config(format_version=-1), "damaged"),
+    "version-as-text": (_config(format_version="2"), "damaged"),
+    "nan-scaler": (_nan_scaler, "damaged"),
+    "number-without-end": (_number_without_end, "damaged"),
+    "weights-elsewhere": (_weights_elsewhere, "damaged"),
+    "unknown-frequency": (_data(freq="__import__('os')"), "damaged"),
+    "timezone-as-path": (_data(timezone="../../etc/passwd"), "damaged"),
+    "timezone-as-file": (_data(timezone="dateutil//dev/zero"), "damaged"),
 }
 
 
@@ -162,7 +209,7 @@ def said(tmp_path_factory):
     folder = tmp_path_factory.mktemp("hostile")
     for name, (spoil, _) in HOSTILE.items():
         model = shutil.copytree(GOLDEN, folder / name)
-        forged = name != "path-traversal"
+        forged = name not in ("path-traversal", "weights-elsewhere")
         spoil(model)
         if forged:
             targets.forge(model)

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import sqlite3
-import tempfile
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,7 +12,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from trellis_ts.errors import CheckpointError
-from trellis_ts.files import open_permissions, reason_of
+from trellis_ts.files import reason_of, replace_file
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -23,6 +21,12 @@ if TYPE_CHECKING:
 
 STATE_VERSION = 1
 _FORMAT = "trellis_ts.state"
+_TABLES = {
+    "model": "CREATE TABLE model (version INTEGER, fingerprint TEXT)",
+    "series": "CREATE TABLE series (name TEXT PRIMARY KEY, state BLOB)",
+}
+# A table's own index, which SQLite makes by itself and whose definition it leaves out.
+_INDEX = ("sqlite_autoindex_series_1", None)
 _OTHER_MODEL = "it was written by another model; restore it with that one, or start anew"
 
 
@@ -42,29 +46,9 @@ def write_state(
         "extra": json.dumps(dict(extra)),
     }
     try:
-        _replace(path.resolve(), save(dict(arrays), metadata=metadata))
+        replace_file(path.resolve(), save(dict(arrays), metadata=metadata))
     except OSError as error:
         raise CheckpointError(f"cannot write the state to {path}: {reason_of(error)}") from error
-
-
-def _replace(target: Path, content: bytes) -> None:
-    """Flushed before it is moved into place, and the move flushed too: a power cut leaves one of the two."""
-    handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
-    temporary = Path(name)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        open_permissions(temporary, 0o666)
-        temporary.replace(target)
-    finally:
-        temporary.unlink(missing_ok=True)
-    folder = os.open(target.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
 
 
 def read_state(path: Path, *, fingerprint: str) -> tuple[dict[str, NDArray[Any]], list[str], dict[str, str]]:
@@ -89,11 +73,13 @@ def read_state(path: Path, *, fingerprint: str) -> tuple[dict[str, NDArray[Any]]
                 raise CheckpointError(f"cannot restore {path}: {_OTHER_MODEL}")
             names, extra = json.loads(metadata["series"]), json.loads(metadata["extra"])
             if not isinstance(names, list) or not all(isinstance(each, str) for each in names):
-                raise ValueError("series")
-            if len(set(names)) < len(names) or not isinstance(extra, dict):
-                raise ValueError("series")
+                raise ValueError("the names of its series are no list of names")
+            if len(set(names)) < len(names):
+                raise ValueError("it names a series twice")
+            if not isinstance(extra, dict) or not all(isinstance(each, str) for each in extra.values()):
+                raise ValueError("what it keeps beside the series is no text by name")
             return {name: file.get_tensor(name) for name in file.keys()}, names, extra  # noqa: SIM118
-    except (SafetensorError, ValueError, KeyError) as error:
+    except (SafetensorError, ValueError, KeyError, RecursionError) as error:
         raise CheckpointError(f"{path} is damaged and cannot be restored: {error}") from None
     except OSError as error:
         raise CheckpointError(f"cannot read the state at {path}: {reason_of(error)}") from error
@@ -114,21 +100,41 @@ class Store:
         self.path = path
         with self._explained():
             self._database = sqlite3.connect(path)
-            # Readers go on during a commit, and a killed process leaves the last one whole.
-            self._database.execute("PRAGMA journal_mode=WAL")
-            self._database.execute("PRAGMA synchronous=FULL")
-            self._database.execute("CREATE TABLE IF NOT EXISTS model (version INTEGER, fingerprint TEXT)")
-            self._database.execute("CREATE TABLE IF NOT EXISTS series (name TEXT PRIMARY KEY, state BLOB)")
-            found = self._database.execute("SELECT version, fingerprint FROM model").fetchone()
-            if found is None:
-                self._database.execute("INSERT INTO model VALUES (?, ?)", (STATE_VERSION, fingerprint))
-            self._database.commit()
-        if found is not None and found[0] > STATE_VERSION:
+        try:
+            with self._explained():
+                self._prepare(fingerprint)
+        except CheckpointError:
+            self._database.close()
+            raise
+
+    def _prepare(self, fingerprint: str) -> None:
+        # What a file defines (views, triggers, checks) is not to be run.
+        self._database.execute("PRAGMA trusted_schema=OFF")
+        self._database.execute("PRAGMA cell_size_check=ON")
+        defined = dict(self._database.execute("SELECT name, sql FROM sqlite_master").fetchall())
+        if defined and defined != _TABLES | dict([_INDEX]):
+            raise CheckpointError(f"cannot use the store {self.path}: its tables are not those of a store")
+        # Readers go on during a commit, and a killed process leaves the last one whole.
+        self._database.execute("PRAGMA journal_mode=WAL")
+        self._database.execute("PRAGMA synchronous=FULL")
+        if not defined:
+            for statement in _TABLES.values():
+                self._database.execute(statement)
+        found = self._database.execute("SELECT version, fingerprint FROM model").fetchone()
+        if found is None:
+            self._database.execute("INSERT INTO model VALUES (?, ?)", (STATE_VERSION, fingerprint))
+        self._database.commit()
+        if found is None:
+            return
+        if not isinstance(found[0], int):
+            raise CheckpointError(f"cannot use the store {self.path}: it is damaged")
+        if found[0] > STATE_VERSION:
             raise CheckpointError(
-                f"{path} has state version {found[0]}, this trellis reads up to {STATE_VERSION}; upgrade trellis-ts"
+                f"{self.path} has state version {found[0]}, this trellis reads up to {STATE_VERSION}; upgrade "
+                "trellis-ts"
             )
-        if found is not None and found[1] != fingerprint:
-            raise CheckpointError(f"cannot use {path}: {_OTHER_MODEL}")
+        if found[1] != fingerprint:
+            raise CheckpointError(f"cannot use {self.path}: {_OTHER_MODEL}")
 
     def __len__(self) -> int:
         with self._explained():
@@ -139,12 +145,16 @@ class Store:
         """Of all series, in order."""
         with self._explained():
             for (name,) in self._database.execute("SELECT name FROM series ORDER BY name"):
+                if not isinstance(name, str):
+                    raise CheckpointError(f"cannot use the store {self.path}: it is damaged")
                 yield name
 
     def get(self, name: str) -> bytes | None:
         """The state of a series, None if there is none."""
         with self._explained():
             found = self._database.execute("SELECT state FROM series WHERE name = ?", (name,)).fetchone()
+        if found is not None and not isinstance(found[0], bytes):
+            raise CheckpointError(f"cannot use the store {self.path}: the state of series '{name}' is damaged")
         return None if found is None else found[0]
 
     def put(self, states: Mapping[str, bytes]) -> None:
@@ -173,5 +183,5 @@ class Store:
     def _explained(self) -> Iterator[None]:
         try:
             yield
-        except sqlite3.Error as error:
+        except (sqlite3.Error, UnicodeError) as error:  # text in it may be no UTF-8
             raise CheckpointError(f"cannot use the store {self.path}: {error}") from error

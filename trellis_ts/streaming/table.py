@@ -25,6 +25,9 @@ PENDING = 4
 """Forecasts of a series kept at a time until their values have come true."""
 _ROW_FIELDS = ("window", "scale", "memory", "tail", "drift")
 _FIRST_CAPACITY = 8
+_MOST_STEPS = 1 << 60
+# In nanoseconds from 1970, 250 years: a step further is still a stamp.
+_LAST_STAMP = 250 * 365 * 86_400 * 10**9
 
 
 class Field(NamedTuple):
@@ -143,12 +146,12 @@ class SeriesTable:
         body = memoryview(blob)[4:]
         if len(body) != self.bytes_per_series or zlib.crc32(body).to_bytes(4, "little") != blob[:4]:
             raise CheckpointError("the stored state of a series is damaged")
-        slot, at = self.new(np.zeros_like(self._start["unit"])), 0
-        for name, array in self.arrays.items():
+        at, arrays = 0, {}
+        for name in self.arrays:
             start = self._start[name]
-            array[slot] = np.frombuffer(body[at : at + start.nbytes], start.dtype).reshape(start.shape)
+            arrays[name] = np.frombuffer(body[at : at + start.nbytes], start.dtype).reshape(1, *start.shape)
             at += start.nbytes
-        return slot
+        return self.load(arrays, 1)[0]
 
     def export(self, slots: Sequence[int]) -> dict[str, NDArray[Any]]:
         """The arrays of some series, as copies."""
@@ -159,16 +162,37 @@ class SeriesTable:
         """Slots with what ``export`` gave.
 
         Raises:
-            CheckpointError: names, shapes or types are not those of this table.
+            CheckpointError: names, shapes or types are not those of this table, or numbers are none it writes.
         """
         expected = {name: ((count, *each.shape), np.dtype(each.dtype)) for name, each in self.fields.items()}
         if {name: (each.shape, each.dtype) for name, each in arrays.items()} != expected:
             raise CheckpointError("the arrays in it are not those of this model")
+        if wrong := self._impossible(arrays):
+            raise CheckpointError(f"the state is damaged: {wrong} holds what no state can")
         zero = np.zeros_like(self._start["unit"])
         slots = [self.new(zero) for _ in range(count)]
         for name, array in arrays.items():
             self.arrays[name][slots] = array
         return slots
+
+    def _impossible(self, arrays: Mapping[str, NDArray[Any]]) -> str | None:
+        """The name of an array with numbers that going on with would stumble over; None if there is none."""
+        shape, clock, unit = self._engine.shape, arrays["clock"], arrays["unit"]
+        time, begun = clock[:, TIME], arrays["pending_from"]
+        waited = clock[:, COUNT, None] - begun
+        is_possible = {
+            "clock": (clock[:, [COUNT, PHASE, LATE, GAPS]] >= 0).all()
+            and (clock[:, [COUNT, LATE, GAPS]] <= _MOST_STEPS).all()
+            and (clock[:, PHASE] < shape.season_length).all()
+            and ((time == UNKNOWN) | (np.abs(time) <= _LAST_STAMP)).all(),
+            "unit": np.isfinite(unit[..., :2]).all() and (unit[..., 1] > 0).all(),
+            "edge_upper": (
+                (arrays["edge_upper"] >= 0) & (arrays["edge_upper"] < max(1, len(self._engine.levels)))
+            ).all(),
+            # A forecast is learnt from as soon as its horizon has gone by.
+            "pending_from": ((begun == -1) | ((begun >= 0) & (waited >= 0) & (waited < shape.prediction_length))).all(),
+        }
+        return next((name for name, is_so in is_possible.items() if not is_so), None)
 
     def _grow(self, capacity: int) -> None:
         old = len(self.arrays["clock"]) if self.arrays else 0
