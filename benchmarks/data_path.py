@@ -45,7 +45,7 @@ from trellis_ts.datasets.readers import panel_from_frame, read_table
 from trellis_ts.datasets.splits import Scaler
 from trellis_ts.datasets.windows import ScaledPanel, WindowDataset
 from trellis_ts.forecaster import Forecaster
-from trellis_ts.lightning import WindowDataModule
+from trellis_ts.loaders import WindowDataModule
 from trellis_ts.losses import forecast_loss
 from trellis_ts.preparation import prepare
 from trellis_ts.types import Columns, Panel, Series

@@ -81,6 +81,8 @@ def gather_segment(
         loc=batch.loc,
         scale=batch.scale,
         is_first=is_first,
+        series=torch.from_numpy(series),
+        origin=torch.from_numpy(starts),
     )
     if scored is None:
         return segment

@@ -19,7 +19,7 @@ RANKS = [
     {"quantiles"},
     {"distributions"},
     {"types", "config", "files", "devices", "shuffling"},
-    {"presets"},
+    {"presets", "safety", "loaders", "recovery"},
     {"kernels", "datasets", "configs"},
     {"losses", "metrics", "scaling", "patching", "heads", "significance", "covariates", "copula"},
     {"conformal", "adaptive"},
@@ -39,7 +39,7 @@ RANKS = [
 ]
 ONLY_FROM = {"kernels": {"errors"}, "datasets": {"errors", "types"}}
 KERNEL_LIBRARIES = {"torch", "jaxtyping", "triton", "numba", "llvmlite", "numpy"}
-LIGHTNING_HOMES = {"trellis_ts.lightning", "trellis_ts.training"}
+LIGHTNING_HOMES = {"trellis_ts.lightning", "trellis_ts.loaders", "trellis_ts.recovery", "trellis_ts.training"}
 PANDAS_HOMES = {"datasets", "forecaster", "frames", "commands", "integrations", "scores"}
 PRINT_HOMES = {"commands", "__main__"}
 OUR_FOLDERS = {"kernels", "datasets", "configs"}

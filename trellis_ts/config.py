@@ -303,10 +303,28 @@ class TrainingConfig(Closed):
     """Processes that prepare batches; 0 prepares them in the main one, which is fastest for data in memory."""
     implementation: Implementation = "auto"
     """How the memory is computed; every choice gives the same numbers."""
+    deterministic: bool = False
+    """Choose operations that repeat their bits, and let no clock decide anything: no max_time, and epochs as long on
+    any machine."""
+    devices: int = 1
+    """Devices (on a CPU: processes) that share every batch."""
+    num_nodes: int = 1
+    """Machines, each with that many devices, as torchrun or SLURM start them."""
+    detect_anomaly: bool = False
+    """Look for the layer in which numbers first stop being finite, and end there; slower."""
 
     def __post_init__(self) -> None:
-        for name in ("batch_size", "max_epochs", "patience", "windows_per_epoch", "validation_windows"):
+        sizes = ("batch_size", "max_epochs", "patience", "windows_per_epoch", "validation_windows")
+        for name in (*sizes, "devices", "num_nodes"):
             _require_size(name, getattr(self, name))
+        _require(
+            self.num_processes <= self.batch_size,
+            f"batch_size={self.batch_size} is too small to be shared by {self.num_processes} devices",
+        )
+        _require(
+            not (self.deterministic and self.max_time),
+            f"deterministic=true lets no clock decide, so max_time={self.max_time} cannot be kept; set max_epochs",
+        )
         for name in ("segment_length", "stream_length"):
             _require_size(name, getattr(self, name))
         _require(
@@ -325,6 +343,11 @@ class TrainingConfig(Closed):
         _require(self.num_workers >= 0, f"num_workers={self.num_workers} must not be negative")
         _require(0 <= self.seed < 1 << 32, f"seed={self.seed} must lie between 0 and 4294967295")
         self.max_time_seconds  # noqa: B018  # raises if the text cannot be read
+
+    @property
+    def num_processes(self) -> int:
+        """How many processes train together."""
+        return self.devices * self.num_nodes
 
     @property
     def max_time_seconds(self) -> float | None:

@@ -1,4 +1,4 @@
-"""Thin Lightning wrappers: step, log, optimiser, loaders. No maths."""
+"""Thin Lightning wrappers: step, log, optimiser. No maths."""
 
 from __future__ import annotations
 
@@ -8,37 +8,37 @@ import math
 import time
 import warnings
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import lightning
 import torch
 from torch.optim import AdamW
 from torch.optim.lr_scheduler import LambdaLR
-from torch.utils.data import DataLoader, Sampler
 
+from trellis_ts.loaders import NOT_COUNTED
 from trellis_ts.losses import forecast_loss
 from trellis_ts.model import ForecastModel
-from trellis_ts.shuffling import RandomOrder
+from trellis_ts.safety import AnomalyFinder, Problem, StepGuard
+from trellis_ts.types import Batch
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from lightning.pytorch.utilities.types import OptimizerLRScheduler
     from torch import Tensor
+    from torch.utils.data import DataLoader
 
     from trellis_ts.causal import CausalModel, CausalState
     from trellis_ts.config import TrainingConfig
-    from trellis_ts.datasets.streams import Group, SegmentDataset
-    from trellis_ts.datasets.windows import WindowDataset
-    from trellis_ts.types import Batch, Segment
+    from trellis_ts.types import Segment
 
+_LOGGER = logging.getLogger(__name__)
 _WARMUP_FRACTION = 0.05
 _MAX_WARMUP_STEPS = 200
-# More windows than this are not shuffled in memory.
-_MOST_SHUFFLED = 1 << 20
-_DRAWN_AT_ONCE = 4096
 # Of the learning rate, for weights that start from a solution: at the full rate a few steps would lose it.
 _SOLVED_RATE = 0.1
+# Seeds of processes and epochs are to differ.
+_MOST_RANKS = 1009
 
 
 def learning_rate_factor(step: int, total_steps: int, time_fraction: float = 0.0) -> float:
@@ -48,13 +48,29 @@ def learning_rate_factor(step: int, total_steps: int, time_fraction: float = 0.0
     return min(1.0, (step + 1) / warmup) * 0.5 * (1 + math.cos(math.pi * progress))
 
 
+class _Step(NamedTuple):
+    """A step under way."""
+
+    batch: Batch | Segment
+    loss: Tensor
+    """Over all processes."""
+    weight: int
+    """In the mean of the epoch."""
+
+
 class ForecastModule(lightning.LightningModule):
     """Trains a ``ForecastModel`` on batches of windows."""
 
-    def __init__(self, model: ForecastModel | CausalModel, config: TrainingConfig) -> None:
+    def __init__(
+        self, model: ForecastModel | CausalModel, config: TrainingConfig, guard: StepGuard | None = None
+    ) -> None:
         super().__init__()
         self.model = model
         self.config = config
+        self.guard = guard or StepGuard(None, _LOGGER.warning)
+        self.anomalies: AnomalyFinder | None = None
+        self._step: _Step | None = None
+        self._clock: float | None = None
         self.average = copy.deepcopy(model).requires_grad_(False) if config.average_steps else None
         """What is validated and kept where the weights are averaged."""
         self._start_seconds = time.monotonic()
@@ -67,22 +83,75 @@ class ForecastModule(lightning.LightningModule):
         """The model that is validated and kept: the average of the weights where there is one."""
         return self.model if self.average is None else self.average
 
+    def on_train_epoch_start(self) -> None:
+        # Dropout's numbers are fixed by the epoch alone, so that a resumed run draws those of an uninterrupted one.
+        epoch = self.config.seed * 1_000_003 + self.trainer.current_epoch
+        torch.manual_seed(epoch * _MOST_RANKS + self.trainer.global_rank)
+
+    def on_train_batch_start(self, batch: Batch | Segment, batch_index: int) -> None:
+        if self.anomalies is not None:
+            self.anomalies.batch = batch
+
+    def on_validation_batch_start(self, batch: Batch | Segment, batch_index: int, loader_index: int = 0) -> None:
+        self.on_train_batch_start(batch, batch_index)
+
     def _loss(self, model: ForecastModel | CausalModel, batch: Batch) -> Tensor:
         if batch.future is None or batch.future_observed is None:
             raise ValueError("a training window needs a future")
         return forecast_loss(model(batch), batch.future, batch.future_observed, self.config.loss)
 
     def training_step(self, batch: Batch, batch_index: int) -> Tensor:
-        loss = self._loss(self.model, batch)
-        self.log("train_loss", loss, on_step=False, on_epoch=True, batch_size=len(batch.context))
-        return loss
+        return self._trained_on(batch, self._loss(self.model, batch), len(batch.context))
+
+    def _trained_on(self, batch: Batch | Segment, loss: Tensor, weight: int) -> Tensor:
+        """Notes the loss of a batch, by its weight in the epoch's mean; gives what is to be differentiated.
+
+        Lightning averages gradients over processes, so each one's loss is weighted by its share of observed values.
+        """
+        self._step = _Step(batch, loss.detach(), weight)
+        if self.trainer.world_size == 1 or not isinstance(batch, Batch):
+            return loss
+        num_values, num_windows = _num_values(batch), int((batch.series != NOT_COUNTED).sum())
+        total, num_all, weight = self._over_ranks(float(loss.detach()) * num_values, num_values, num_windows)
+        self._step = _Step(batch, torch.tensor(total / max(1.0, num_all)), round(weight))
+        return loss * (num_values * self.trainer.world_size / max(1.0, num_all))
+
+    def _over_ranks(self, *values: float) -> list[float]:
+        """Sums over the processes that train together."""
+        if self.trainer.world_size == 1:
+            return list(values)
+        together = torch.tensor(values, dtype=torch.float64, device=self.device)
+        summed: Tensor = self.trainer.strategy.reduce(together, reduce_op="sum")  # type: ignore[assignment]
+        return summed.tolist()
+
+    def configure_gradient_clipping(
+        self, optimizer: Any, gradient_clip_val: Any = None, gradient_clip_algorithm: Any = None
+    ) -> None:
+        """Clips the gradient, or leaves the step out if it or the loss is not finite: the same on all processes."""
+        if self._step is None:
+            raise AssertionError("a step begins with a loss")
+        weights = [each for group in optimizer.param_groups for each in group["params"]]
+        norm = torch.nn.utils.clip_grad_norm_(weights, self.config.gradient_clip)
+        loss = self._step.loss.to(norm.device)
+        # In half precision the gradient scaler tries scales that overflow, and leaves those steps out by itself.
+        if torch.isfinite(loss if self.config.precision == "16-mixed" else loss + norm):
+            self.guard.passed()
+            return
+        for each in weights:
+            each.grad = None  # the optimizer passes over weights without a gradient, and keeps their moments
+        what = "gradient" if torch.isfinite(loss) else "loss"
+        self.guard.left_out(Problem(self._step.batch, what), self.trainer.global_step + 1)
+        self._step = None
 
     def validation_step(self, batch: Batch, batch_index: int) -> None:
-        if batch.future_observed is None:
-            raise ValueError("a validation window needs a future")
         # Weighted by what was observed, so that the mean over batches is the mean over values.
-        weight = max(1, int(batch.future_observed.sum()))
-        self.log("validation_loss", self._loss(self.kept_model, batch), on_epoch=True, batch_size=weight)
+        self._validated_on(self._loss(self.kept_model, batch), _num_values(batch))
+
+    def _validated_on(self, loss: Tensor, num_values: int) -> None:
+        if self.trainer.world_size > 1:
+            total, count = self._over_ranks(float(loss) * num_values, num_values)
+            loss, num_values = torch.tensor(total / max(1.0, count)), round(count)
+        self.log("validation_loss", loss, on_epoch=True, batch_size=max(1, num_values))
 
     @torch.inference_mode()
     def score(self, loader: DataLoader[Batch]) -> float:
@@ -91,13 +160,18 @@ class ForecastModule(lightning.LightningModule):
         total, count = 0.0, 0
         model = self.kept_model.eval()
         for batch in loader:
-            weight = 0 if batch.future_observed is None else int(batch.future_observed.sum())
+            weight = _num_values(batch)
             total += weight * float(self._loss(model, batch.to(device)))
             count += weight
         model.train()
         return total / max(1, count)
 
     def on_train_batch_end(self, *_: Any) -> None:
+        if self._step is not None:
+            self.log("train_loss", self._step.loss, on_step=False, on_epoch=True, batch_size=self._step.weight)
+            self._step = None
+        if self.trainer.world_size > 1 and self.config.max_time is not None:
+            self._clock = self.trainer.strategy.broadcast(time.monotonic() - self._start_seconds)
         if self.average is not None:
             # Early on the average is over fewer steps, so that the first weights are forgotten soon.
             share = 1 / min(self.config.average_steps, 1 + self.trainer.global_step / 2)
@@ -106,9 +180,13 @@ class ForecastModule(lightning.LightningModule):
                     mean.lerp_(value, share)
 
     def time_fraction(self) -> float:
-        """How much of the wall-clock limit is used up; 0 without a limit."""
+        """How much of the wall-clock limit is used up; 0 without a limit. Of several processes the first one's clock
+        counts, as it was read after the last step."""
         limit = self.config.max_time_seconds
-        return 0.0 if limit is None else (time.monotonic() - self._start_seconds) / limit
+        if limit is None:
+            return 0.0
+        seconds = time.monotonic() - self._start_seconds if self._clock is None else self._clock
+        return seconds / limit
 
     def _solved_parameters(self) -> list[torch.nn.Parameter]:
         """Those that start from a solution (``trellis_ts.linear_start``)."""
@@ -138,8 +216,8 @@ class StreamModule(ForecastModule):
     model: CausalModel
     kept_model: CausalModel
 
-    def __init__(self, model: CausalModel, config: TrainingConfig) -> None:
-        super().__init__(model, config)
+    def __init__(self, model: CausalModel, config: TrainingConfig, guard: StepGuard | None = None) -> None:
+        super().__init__(model, config, guard)
         self._state: CausalState | None = None
 
     def _score(self, model: CausalModel, segment: Segment) -> tuple[Tensor, int]:
@@ -154,129 +232,25 @@ class StreamModule(ForecastModule):
         return forecast_loss(forecast, segment.future, is_scored, self.config.loss), int(is_scored.sum())
 
     def training_step(self, batch: Segment, batch_index: int) -> Tensor:  # type: ignore[override]
-        loss, weight = self._score(self.model, batch)
-        self.log("train_loss", loss, on_step=False, on_epoch=True, batch_size=max(1, weight))
-        return loss
+        loss, num_values = self._score(self.model, batch)
+        if not math.isfinite(float(loss.detach())):
+            self._state = None  # what was carried along may be to blame
+        return self._trained_on(batch, loss, max(1, num_values))
 
     def validation_step(self, batch: Segment, batch_index: int) -> None:  # type: ignore[override]
         loss, weight = self._score(self.kept_model, batch)
         if weight:  # segments before the validation rows only bring the memory up to date
-            self.log("validation_loss", loss, on_epoch=True, batch_size=weight)
+            self._validated_on(loss, weight)
 
     def on_validation_epoch_start(self) -> None:
         self._state = None
 
 
-class EpochSampler(Sampler[int]):
-    """A fresh random order of windows every epoch, fixed by the seed and the epoch alone, so that a resumed run sees
-    the order an uninterrupted one would have seen.
-
-    Of very many windows the order is computed as it is read, a few thousand at a time: an epoch of
-    ``windows_per_epoch`` then costs the same however many there are, and no list of all is ever held.
-    """
-
-    def __init__(self, num_windows: int, *, seed: int, windows_per_epoch: int | None) -> None:
-        self.num_windows = num_windows
-        self.seed = seed
-        self.length = min(num_windows, windows_per_epoch or num_windows)
-        self.epoch = 0
-
-    def set_epoch(self, epoch: int) -> None:
-        """Called by Lightning at the start of an epoch."""
-        self.epoch = epoch
-
-    def __len__(self) -> int:
-        return self.length
-
-    def __iter__(self) -> Iterator[int]:
-        if self.num_windows <= _MOST_SHUFFLED:
-            generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
-            order = torch.randperm(self.num_windows, generator=generator)[: self.length]
-            for start in range(0, self.length, _DRAWN_AT_ONCE):  # a list of all would hold five times the memory
-                yield from order[start : start + _DRAWN_AT_ONCE].tolist()
-            return
-        computed = RandomOrder(self.num_windows, (self.seed, self.epoch))
-        for start in range(0, self.length, _DRAWN_AT_ONCE):
-            yield from computed.at(start, min(start + _DRAWN_AT_ONCE, self.length)).tolist()
-
-
-def _as_is(batch: Any) -> Any:
-    """Batches come whole from the data set, not as lists of windows to be stacked."""
-    return batch
-
-
-class WindowDataModule(lightning.LightningDataModule):
-    """Loaders over two window datasets, which gather whole batches themselves."""
-
-    def __init__(self, train: WindowDataset, validation: WindowDataset, config: TrainingConfig) -> None:
-        super().__init__()
-        self.train, self.validation, self.config = train, validation, config
-
-    def train_dataloader(self) -> DataLoader[Batch]:
-        sampler = EpochSampler(len(self.train), seed=self.config.seed, windows_per_epoch=self.config.windows_per_epoch)
-        return self._loader(self.train, sampler=sampler)
-
-    def val_dataloader(self) -> DataLoader[Batch]:
-        return self._loader(self.validation)
-
-    def _loader(self, windows: WindowDataset, **options: Any) -> DataLoader[Batch]:
-        workers = self.config.num_workers
-        return DataLoader(
-            windows,
-            batch_size=self.config.batch_size,
-            collate_fn=_as_is,
-            num_workers=workers,
-            persistent_workers=workers > 0,
-            **options,
-        )
-
-    def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_index: int) -> Batch:
-        return batch.to(device)
-
-
-class SegmentSampler(Sampler["tuple[Group, int]"]):
-    """Segments in order, groups of streams drawn anew every epoch, fixed by the seed and the epoch alone."""
-
-    def __init__(self, segments: SegmentDataset, *, seed: int) -> None:
-        self.segments, self.seed, self.epoch = segments, seed, 0
-
-    def set_epoch(self, epoch: int) -> None:
-        """Called by Lightning at the start of an epoch."""
-        self.epoch = epoch
-
-    def _groups(self) -> list[Group]:
-        return self.segments.random_groups(self.seed * 1_000_003 + self.epoch)
-
-    def __len__(self) -> int:
-        return sum(group.num_segments for group in self._groups())
-
-    def __iter__(self) -> Iterator[tuple[Group, int]]:
-        for group in self._groups():
-            yield from ((group, number) for number in range(group.num_segments))
-
-
-class SegmentDataModule(lightning.LightningDataModule):
-    """Loaders over segments: at random for training, all in order for validation."""
-
-    def __init__(self, train: SegmentDataset, validation: SegmentDataset, config: TrainingConfig) -> None:
-        super().__init__()
-        self.train, self.validation, self.config = train, validation, config
-
-    def train_dataloader(self) -> DataLoader[Segment]:
-        return self._loader(self.train, SegmentSampler(self.train, seed=self.config.seed))
-
-    def val_dataloader(self) -> DataLoader[Segment]:
-        groups = self.validation.all_groups(self.config.validation_windows)
-        return self._loader(
-            self.validation, [(group, number) for group in groups for number in range(group.num_segments)]
-        )
-
-    def _loader(self, segments: SegmentDataset, order: Any) -> DataLoader[Segment]:
-        workers = self.config.num_workers
-        return DataLoader(segments, batch_size=None, sampler=order, num_workers=workers, persistent_workers=workers > 0)
-
-    def transfer_batch_to_device(self, batch: Segment, device: torch.device, dataloader_index: int) -> Segment:
-        return batch.to(device)
+def _num_values(batch: Batch) -> int:
+    """Observed values of the futures, over which a loss is the mean."""
+    if batch.future_observed is None:
+        raise ValueError("a window to learn from needs a future")
+    return int(batch.future_observed.sum())
 
 
 @contextmanager

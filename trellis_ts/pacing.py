@@ -31,12 +31,18 @@ _MARGIN = 1.3
 def fit_to_time(preparation: Preparation) -> Preparation:
     """Shortens the epochs where the time limit would see fewer than eight of them (or of those asked for).
 
-    A few steps of a copy of the model are timed, which also compiles the kernels. Without a limit, where all fits, and
-    where ``windows_per_epoch`` was named, nothing is changed.
+    A few steps of a copy of the model are timed, which also compiles the kernels. Without a limit, where all fits,
+    where ``windows_per_epoch`` was named, and for several processes (which would measure different times), nothing is
+    changed.
     """
     training = preparation.config.training
     limit = training.max_time_seconds
-    if limit is None or preparation.segments is not None or "windows_per_epoch" in preparation.config.named:
+    if (
+        limit is None
+        or training.num_processes > 1
+        or preparation.segments is not None
+        or "windows_per_epoch" in preparation.config.named
+    ):
         return preparation
     step_seconds = _seconds_per_step(preparation)
     batch_size, num_windows = training.batch_size, len(preparation.train)

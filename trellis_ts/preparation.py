@@ -120,6 +120,8 @@ def prepare(
     segments = None
     if config.model.mode == "streaming":
         check_streaming(config.model, shape)
+        if (number := config.training.num_processes) > 1:
+            raise ConfigError(f"devices={number} does not go with mode=streaming: one process trains such a model")
         segments = _segments(scaled, splits, shape, config.training)
     validation = windows_of(scaled, splits, shape, "validation", config.training.validation_windows)
     for name, dataset in (("train", train), ("validation", validation)):

@@ -162,7 +162,7 @@ def _choose_training(facts: DataFacts, effort: _Effort, named: Mapping[str, Any]
         "batch_size": batch_size,
         "max_epochs": max_epochs,
         "patience": max(5, max_epochs // 4),
-        "max_time": effort.max_time,
+        "max_time": None if named.get("deterministic") else effort.max_time,
         "windows_per_epoch": windows_per_epoch,
         # Looking must not take longer than learning.
         "validation_windows": max(_LEAST_VALIDATION_WINDOWS, min(_MOST_VALIDATION_WINDOWS, windows_per_epoch // 2)),
@@ -188,7 +188,7 @@ def _explain(
         of_all = "all" if drawn == facts.num_windows else f"{drawn:,} of"
         lines.append(
             f"{preset}: at most {epochs} of {of_all} {facts.num_windows:,} windows, "
-            f"{settings['batch_size']} per step, learning rate {settings['learning_rate']:g}, "
-            f"at most {settings['max_time']}"
+            f"{settings['batch_size']} per step, learning rate {settings['learning_rate']:g}"
+            + (f", at most {settings['max_time']}" if settings["max_time"] else ", however long that takes")
         )
     return tuple(lines)

@@ -207,3 +207,6 @@ class _TrialObserver:
     def should_stop(self) -> bool:
         self.was_stopped = self.was_stopped or self._outer.should_stop() or time.monotonic() >= self._end
         return self.was_pruned or self.was_stopped
+
+    def warned(self, line: str) -> None:
+        self._outer.warned(line)

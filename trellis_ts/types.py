@@ -210,6 +210,10 @@ class Segment(NamedTuple):
     """True where the future was measured and is to be scored."""
     is_first: bool = True
     """Whether the state starts anew with this segment."""
+    series: Int[Tensor, " batch"] | None = None
+    """Which series of the panel."""
+    origin: Int[Tensor, " batch"] | None = None
+    """Row of the segment's first step, counted from the series' own start."""
 
     def to(self, device: torch.device) -> Segment:
         """The same segment on another device."""

@@ -70,7 +70,7 @@ def test_json_and_quiet(trellis, wide, tiny):
     assert result.err == ""
     assert set(result.data) == {
         *("model", "stop_reason", "num_epochs", "best_epoch", "validation_loss", "seconds", "num_parameters"),
-        *("train_windows", "validation_windows", "left_out_series", "shape", "reasons"),
+        *("train_windows", "validation_windows", "left_out_series", "left_out_steps", "shape", "reasons"),
     }
     assert (result.data["model"], result.data["stop_reason"], result.data["num_epochs"]) == ("m", "epochs", 1)
     assert trellis("train", "wide.csv", "-o", "n", "--quiet", *tiny).err == ""
@@ -184,7 +184,7 @@ def test_a_full_disk_while_saving(trellis, folder, wide, tiny, monkeypatch):
     assert [each.name for each in (folder / "m").iterdir()] == ["training"]
     assert sorted(each.name for each in folder.iterdir()) == ["m", "wide.csv"]
     result = trellis("train", "wide.csv", "-o", "m", "--resume")
-    assert "trained 0 epochs" in result.out
+    assert "trained 1 epoch in" in result.out
     trellis("forecast", "m", "wide.csv")
 
 
@@ -213,7 +213,7 @@ def test_more_epochs_after_the_last(trellis, folder, wide, tiny):
     assert [line.split(":")[0] for line in result.err.splitlines()[1:]] == ["epoch 5/6", "epoch 6/6"]
     assert "trained 6 epochs" in result.out
     assert [row["epoch"] for row in log_of(folder / "m")] == ["1", "2", "3", "4", "5", "6"]
-    assert "trained 0 epochs" in trellis("train", "wide.csv", "-o", "m", "--resume").out
+    assert "trained 6 epochs" in trellis("train", "wide.csv", "-o", "m", "--resume").out
 
 
 def test_more_patience_after_it_ran_out(trellis, folder, wide, tiny, monkeypatch):
@@ -249,9 +249,9 @@ def test_what_cannot_be_resumed(trellis, refused, folder, make_wide, wide, tiny)
     result = trellis(*again, code=2)
     assert "--resume cannot change the data: wide.csv is not what the run began with" in result.err.splitlines()[-1]
     make_wide().to_csv("wide.csv", index=False)
-    state = folder / "m" / "training" / "last.ckpt"
+    state = folder / "m" / "training" / "state.safetensors"
     state.write_bytes(state.read_bytes()[:5000])
-    assert "last.ckpt is damaged and cannot be resumed from" in trellis(*again, code=2).err.splitlines()[-1]
+    assert "state.safetensors is damaged and cannot be resumed from" in trellis(*again, code=2).err.splitlines()[-1]
     (folder / "m" / "training" / "run.yaml").write_text("width: [8\n")
     assert "run.yaml" in refused(*again)
 

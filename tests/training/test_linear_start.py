@@ -8,8 +8,9 @@ import torch
 from trellis_ts.checkpoints import build_model
 from trellis_ts.config import ExperimentConfig
 from trellis_ts.errors import ConfigError
-from trellis_ts.lightning import ForecastModule, WindowDataModule
+from trellis_ts.lightning import ForecastModule
 from trellis_ts.linear_start import start_from_linear
+from trellis_ts.loaders import WindowDataModule
 from trellis_ts.preparation import prepare
 from trellis_ts.training import fit
 

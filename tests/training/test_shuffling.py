@@ -7,8 +7,8 @@ import tracemalloc
 import numpy as np
 import pytest
 
-from trellis_ts import lightning
-from trellis_ts.lightning import EpochSampler
+from trellis_ts import loaders
+from trellis_ts.loaders import EpochSampler
 from trellis_ts.shuffling import RandomOrder
 
 
@@ -48,7 +48,7 @@ def test_the_memory_of_an_epoch_does_not_grow_with_the_windows():
 
 
 def test_few_windows_and_many_are_both_drawn_once_each(monkeypatch):
-    monkeypatch.setattr(lightning, "_MOST_SHUFFLED", 99)
+    monkeypatch.setattr(loaders, "_MOST_SHUFFLED", 99)
     for size in (99, 100, 9000):
         sampler = EpochSampler(size, seed=1, windows_per_epoch=None)
         first = list(sampler)

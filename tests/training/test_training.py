@@ -15,9 +15,11 @@ import torch
 from trellis_ts.config import DataConfig, ExperimentConfig, ModelConfig, TrainingConfig, WindowConfig
 from trellis_ts.errors import CheckpointError, ConfigError, DataError, TrellisError
 from trellis_ts.forecaster import Forecaster
-from trellis_ts.lightning import EpochSampler, learning_rate_factor
+from trellis_ts.lightning import learning_rate_factor
+from trellis_ts.loaders import EpochSampler
 from trellis_ts.losses import forecast_loss
 from trellis_ts.preparation import prepare
+from trellis_ts.recovery import read_state
 from trellis_ts.training import SilentObserver, fit
 
 CONFIG = ExperimentConfig(
@@ -193,20 +195,23 @@ def test_a_run_goes_on_from_its_last_epoch_though_an_earlier_one_was_better(pane
 
 def test_a_damaged_state_is_not_resumed_from(panel, tmp_path):
     fit(prepare(panel, change(max_epochs=1)), tmp_path)
-    content = (tmp_path / "last.ckpt").read_bytes()
-    for damaged in (b"", content[: len(content) // 2], b"cos\nsystem\n(S'true'\ntR."):
-        (tmp_path / "last.ckpt").write_bytes(damaged)
-        with pytest.raises(CheckpointError, match=r"last\.ckpt is damaged"):
+    state = tmp_path / "state.safetensors"
+    content = state.read_bytes()
+    flipped = content[:-1] + bytes([content[-1] ^ 1])
+    for damaged in (b"", content[: len(content) // 2], flipped, b"cos\nsystem\n(S'true'\ntR."):
+        state.write_bytes(damaged)
+        with pytest.raises(CheckpointError, match=r"state\.safetensors is damaged"):
             fit(prepare(panel, change(max_epochs=2)), tmp_path, resume=True)
 
 
-def test_a_run_stopped_within_an_epoch_can_go_on(panel, tmp_path):
+def test_an_epoch_that_was_cut_short_is_repeated(whole, panel, tmp_path):
     _, summary = fit(prepare(panel, CONFIG), tmp_path, observer=Listener(stop_step=6))
     assert (summary.stop_reason, summary.num_epochs) == ("interrupted", 2)
-    resumed, summary = fit(prepare(panel, CONFIG), tmp_path, resume=True)
-    assert (summary.stop_reason, summary.num_epochs) == ("epochs", 4)
-    assert all(torch.isfinite(value).all() for value in weights(resumed).values())
-    assert [int(row["epoch"]) for row in rows_of(tmp_path)][-1] == 4
+    listener = Listener()
+    resumed, summary = fit(prepare(panel, CONFIG), tmp_path, observer=listener, resume=True)
+    assert (summary.stop_reason, summary.num_epochs, listener.plan[2]) == ("epochs", 4, 1)
+    assert equal(whole[1], resumed)
+    assert [int(row["epoch"]) for row in rows_of(tmp_path)] == [1, 2, 3, 4]
 
 
 def test_a_run_stopped_at_its_first_step_still_gives_a_model(panel, tmp_path):
@@ -216,7 +221,7 @@ def test_a_run_stopped_at_its_first_step_still_gives_a_model(panel, tmp_path):
 
 
 def test_resuming_nothing_is_refused(panel, tmp_path):
-    with pytest.raises(ConfigError, match=r"nothing to resume: .*last\.ckpt does not exist"):
+    with pytest.raises(ConfigError, match=r"nothing to resume: .*state\.safetensors does not exist"):
         fit(prepare(panel, CONFIG), tmp_path, resume=True)
 
 
@@ -386,10 +391,10 @@ def test_an_average_of_the_weights_is_kept_and_goes_on_after_a_resumption(panel,
     plain, _ = fit(prepare(panel, CONFIG), tmp_path / "plain")
     averaged, summary = fit(prepare(panel, config), tmp_path / "averaged")
     assert not equal(plain, averaged)
-    state = torch.load(tmp_path / "averaged" / "last.ckpt", weights_only=True)["state_dict"]
+    state = read_state(tmp_path / "averaged" / "state.safetensors")["state_dict"]
     assert any(not torch.equal(state["average." + name], state["model." + name]) for name in weights(plain))
     # The averaged run's own weights took the same way as the plain run's.
-    last = torch.load(tmp_path / "plain" / "last.ckpt", weights_only=True)["state_dict"]
+    last = read_state(tmp_path / "plain" / "state.safetensors")["state_dict"]
     assert all(torch.equal(last["model." + name], state["model." + name]) for name in weights(plain))
     fit(prepare(panel, config), tmp_path / "cut", observer=Listener(stop_epoch=2))
     again, resumed = fit(prepare(panel, config), tmp_path / "cut", resume=True)

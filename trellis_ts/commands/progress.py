@@ -98,3 +98,7 @@ class TrainingProgress:
     def should_stop(self) -> bool:
         """Whether the user has asked to stop."""
         return self.interrupted
+
+    def warned(self, line: str) -> None:
+        """Says what went wrong on the way."""
+        self.terminal.note(line)

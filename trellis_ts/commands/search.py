@@ -68,6 +68,8 @@ def run(arguments: list[str]) -> None:
         raise ConfigError(f"--trials {values.trials} must be at least 1")
     values.preset = values.preset or "balanced"
     config = experiment_config(values)
+    if config.training.num_processes > 1:
+        raise ConfigError("trellis search tries its settings on one device each; leave out --devices and --num-nodes")
     seconds = config.training.max_time_seconds
     # The limit is the search's; a trial's own is chosen by the preset.
     config = replace(config.replace_settings(max_time=None), named=tuple(n for n in config.named if n != "max_time"))

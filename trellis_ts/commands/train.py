@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import shutil
 import sys
 from contextlib import contextmanager
@@ -33,7 +34,7 @@ from trellis_ts.commands.options import (
 from trellis_ts.commands.progress import TrainingProgress
 from trellis_ts.config import checked_preset
 from trellis_ts.errors import CheckpointError, ConfigError
-from trellis_ts.files import check_directory, reason_of
+from trellis_ts.files import check_directory, reason_of, replace_file
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -49,12 +50,16 @@ if TYPE_CHECKING:
 _RUN_FILE, _DATA_FILE, _REASONS_FILE = "run.yaml", "data.sha256", "reasons.txt"
 _START_FOLDER = "start"
 # What a resumed run may change: how long and on what it runs, not what is computed.
-_MAY_CHANGE_ON_RESUME = {"max_time", "max_epochs", "patience", "device", "num_workers", "implementation"}
+_MAY_CHANGE_ON_RESUME = {
+    *("max_time", "max_epochs", "patience", "device", "num_workers", "implementation"),
+    *("devices", "num_nodes", "detect_anomaly"),
+}
 _STOP_TEXT = {
     "epochs": "all epochs done",
     "patience": "no better validation loss for a while",
     "time": "time is up",
     "interrupted": "interrupted; go on with --resume",
+    "diverged": "losses were no longer finite; try a lower --learning-rate, or --detect-anomaly true",
 }
 
 
@@ -105,11 +110,12 @@ def run(arguments: list[str]) -> None:
         from trellis_ts.warm_start import continue_settings
 
         config = continue_settings(config, start)
+    is_first = config.training.num_processes == 1 or _rank() == 0
     if values.resume:
         _check_resumable(output, config)
-    else:
+    elif is_first:
         check_free(output, overwrite=values.overwrite)
-    terminal = Terminal(quiet=values.quiet, as_json=values.json)
+    terminal = Terminal(quiet=values.quiet or not is_first, as_json=values.json)
     train(terminal, values.data, output, config, resume=values.resume, start=start)
 
 
@@ -124,11 +130,12 @@ def train(
 ) -> None:
     """Reads, trains, saves, and says how it went."""
     panel = read(terminal, data, {name: getattr(config.data, name) for name in (*COLUMN_OPTIONS, *COVARIATE_OPTIONS)})
-    from trellis_ts.checkpoints import TRAINING_FOLDER, save_checkpoint
+    from trellis_ts.checkpoints import TRAINING_FOLDER, clear_leftovers
     from trellis_ts.devices import resolve_device
     from trellis_ts.forecaster import Forecaster
     from trellis_ts.pacing import fit_to_time
     from trellis_ts.preparation import prepare
+    from trellis_ts.recovery import STATE_FILE
     from trellis_ts.sizing import explain_shape
     from trellis_ts.training import fit
 
@@ -138,10 +145,12 @@ def train(
     preparation = prepare(panel, config, start=start)
     if not resume:
         preparation = fit_to_time(preparation)
-    config = preparation.config
     reasons_file = output / TRAINING_FOLDER / _REASONS_FILE
     if resume and reasons_file.is_file():
         preparation = replace(preparation, reasons=tuple(reasons_file.read_text(encoding="utf-8").splitlines()))
+    is_begun = resume and (output / TRAINING_FOLDER / STATE_FILE).is_file()
+    if resume and not is_begun:
+        terminal.note("note: the run was ended before its first epoch was; it begins anew with the same settings")
     if preparation.left_out_series:
         terminal.note(f"note: {preparation.left_out_series} series too short to train on; they can still be forecast")
     terminal.note(
@@ -150,12 +159,14 @@ def train(
     )
     for reason in () if resume else preparation.reasons:
         terminal.note(reason)
-    with _work_folder(output / TRAINING_FOLDER, config, panel, resume=resume) as work:
-        (work / _REASONS_FILE).write_text("".join(f"{each}\n" for each in preparation.reasons), encoding="utf-8")
-        if start is not None and not resume:
-            save_checkpoint(work / _START_FOLDER, start, package_version=version("trellis-ts"))
+    if config.training.num_processes > 1 and _rank() > 0:  # the first process writes, and shows
         with TrainingProgress(terminal) as progress:
-            checkpoint, summary = fit(preparation, work, observer=progress, resume=resume, start=start)
+            fit(preparation, output / TRAINING_FOLDER, observer=progress, resume=is_begun, start=start)
+        return
+    clear_leftovers(output)
+    with _work_folder(output / TRAINING_FOLDER, preparation, resume=resume, start=start) as work:
+        with TrainingProgress(terminal) as progress:
+            checkpoint, summary = fit(preparation, work, observer=progress, resume=is_begun, start=start)
         try:
             Forecaster(checkpoint).save(output)
         except CheckpointError as error:
@@ -212,18 +223,33 @@ def output_of(values: Namespace) -> Path:
     return Path("models") / name
 
 
+def _rank() -> int:
+    """Which of the processes that train together this is: what torchrun, SLURM and Lightning tell those they start."""
+    return next((int(os.environ[name]) for name in ("RANK", "SLURM_PROCID", "LOCAL_RANK") if name in os.environ), 0)
+
+
 def check_free(output: Path, *, overwrite: bool) -> None:
     """Refuses to write over anything but, where asked to, a model."""
     check_directory(output)
     if not output.exists() or not any(output.iterdir()):
         return
     is_model = (output / "config.json").is_file() or (output / "training" / _RUN_FILE).is_file()
+    if not is_model and _is_of_killed_run(output):
+        return
     if not is_model:
         raise ConfigError(f"{output} exists and holds other files than a model's; choose another --output")
     if not overwrite:
         raise ConfigError(
             f"{output} exists; choose another --output, go on with --resume, or replace it with --overwrite"
         )
+
+
+def _is_of_killed_run(output: Path) -> bool:
+    """Whether there is nothing but what a run writes before its settings."""
+    ours, work = {_DATA_FILE, _REASONS_FILE, _START_FOLDER}, output / "training"
+    if [each.name for each in output.iterdir()] != ["training"] or not work.is_dir():
+        return False
+    return all(each.name in ours or each.name.startswith(".") for each in work.iterdir())
 
 
 def _check_resumable(output: Path, config: ExperimentConfig) -> None:
@@ -237,9 +263,16 @@ def _check_resumable(output: Path, config: ExperimentConfig) -> None:
 
 
 @contextmanager
-def _work_folder(work: Path, config: ExperimentConfig, panel: Panel, *, resume: bool) -> Iterator[Path]:
-    """The folder of logs and resumable state. After an error it is there only if the run can be resumed."""
+def _work_folder(work: Path, preparation: Preparation, *, resume: bool, start: Checkpoint | None) -> Iterator[Path]:
+    """The folder of logs and resumable state. After an error it is there only if the run can be resumed.
+
+    The settings are written last: a folder without them is of a run that was killed before it began.
+    """
+    from trellis_ts.checkpoints import save_checkpoint
+    from trellis_ts.recovery import STATE_FILE
+
     made = [each for each in (work, *work.parents) if not each.exists()]
+    panel = preparation.splits.panel
     digest = fingerprint(panel)
     try:
         if resume:
@@ -247,11 +280,15 @@ def _work_folder(work: Path, config: ExperimentConfig, panel: Panel, *, resume: 
         else:
             shutil.rmtree(work, ignore_errors=True)
         work.mkdir(parents=True, exist_ok=True)
-        (work / _RUN_FILE).write_text(yaml.safe_dump(flat_config(config), sort_keys=False), encoding="utf-8")
-        (work / _DATA_FILE).write_text(digest + "\n", encoding="utf-8")
+        if start is not None and not (work / _START_FOLDER).exists():
+            save_checkpoint(work / _START_FOLDER, start, package_version=version("trellis-ts"))
+        replace_file(work / _REASONS_FILE, "".join(f"{each}\n" for each in preparation.reasons).encode())
+        replace_file(work / _DATA_FILE, f"{digest}\n".encode())
+        settings = yaml.safe_dump(flat_config(preparation.config), sort_keys=False)
+        replace_file(work / _RUN_FILE, settings.encode())
         yield work
     except BaseException as error:
-        if not resume and not (work / "last.ckpt").exists():
+        if not resume and not (work / STATE_FILE).exists():
             shutil.rmtree(made[-1] if made else work, ignore_errors=True)
         if isinstance(error, OSError):
             raise ConfigError(
