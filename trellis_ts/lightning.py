@@ -112,8 +112,8 @@ class ForecastModule(lightning.LightningModule):
         if self.trainer.world_size == 1 or not isinstance(batch, Batch):
             return loss
         num_values, num_windows = _num_values(batch), int((batch.series != NOT_COUNTED).sum())
-        total, num_all, weight = self._over_ranks(float(loss.detach()) * num_values, num_values, num_windows)
-        self._step = _Step(batch, torch.tensor(total / max(1.0, num_all)), round(weight))
+        total, num_all, num_windows_all = self._over_ranks(float(loss.detach()) * num_values, num_values, num_windows)
+        self._step = _Step(batch, torch.tensor(total / max(1.0, num_all)), round(num_windows_all))
         return loss * (num_values * self.trainer.world_size / max(1.0, num_all))
 
     def _over_ranks(self, *values: float) -> list[float]:
@@ -121,7 +121,7 @@ class ForecastModule(lightning.LightningModule):
         if self.trainer.world_size == 1:
             return list(values)
         together = torch.tensor(values, dtype=torch.float64, device=self.device)
-        summed: Tensor = self.trainer.strategy.reduce(together, reduce_op="sum")  # type: ignore[assignment]
+        summed: Tensor = self.trainer.strategy.reduce(together, reduce_op="sum")
         return summed.tolist()
 
     def configure_gradient_clipping(

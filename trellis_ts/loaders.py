@@ -76,7 +76,7 @@ class RankBatches(Sampler["list[int]"]):
 
     def __init__(self, sampler: Iterable[int], batch_size: int, *, rank: int = 0, num_ranks: int = 1) -> None:
         self.sampler = sampler  # Lightning looks for it here, and tells it the epoch
-        self.batches = BatchSampler(sampler, batch_size, drop_last=False)  # type: ignore[arg-type]
+        self.batches = BatchSampler(sampler, batch_size, drop_last=False)
         self.rank, self.num_ranks = rank, num_ranks
 
     def __len__(self) -> int:

@@ -105,7 +105,10 @@ class AnomalyFinder:
         self.batch: Batch | Segment | None = None
         self._handles = [
             *(module.register_forward_hook(self._forward_hook(name)) for name, module in model.named_modules() if name),
-            *(each.register_hook(self._gradient_hook(name)) for name, each in model.named_parameters()),
+            *(
+                each.register_hook(self._gradient_hook(name))  # type: ignore[no-untyped-call]
+                for name, each in model.named_parameters()
+            ),
         ]
 
     def remove(self) -> None:
