@@ -84,7 +84,7 @@ class Tested:
     """The test rows on the scale of the training rows, and forecasts at some origins in them."""
 
     def __init__(self, forecaster: Forecaster, panel: Panel, num_origins: int) -> None:
-        from trellis_ts.evaluation import unseen_ranges
+        from trellis_ts.origins import unseen_ranges
 
         self.forecaster, self.panel = forecaster, panel
         self.scaler, shape = forecaster.scaler().of(panel), forecaster.checkpoint.model.shape

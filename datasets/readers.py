@@ -30,12 +30,14 @@ from trellis_ts.datasets.dates import UnreadableDateError, looks_like_dates, par
 from trellis_ts.datasets.regular import build_panel
 from trellis_ts.datasets.roles import find_roles, stamp_roles
 from trellis_ts.errors import DataError
+from trellis_ts.types import Columns
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from numpy.typing import NDArray
 
+    from trellis_ts.datasets.roles import Roles
     from trellis_ts.types import Panel
 
 _DELIMITERS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "vertical bars"}
@@ -122,6 +124,31 @@ def panel_from_frame(
     return _panel(_frame_table(frame, source), time, target, id, freq, day_first, covariates, regularize)
 
 
+def find_columns(
+    frame: Any,
+    *,
+    time: str | None = None,
+    target: Sequence[str] | None = None,
+    id: str | None = None,
+    freq: str | None = None,
+    day_first: bool | None = None,
+    past_covariates: Sequence[str] = (),
+    known_covariates: Sequence[str] = (),
+    static: Sequence[str] = (),
+    categorical: Sequence[str] = (),
+    regularize: bool = False,
+    source: str = "<frame>",
+) -> Columns:
+    """Which column is what, found from some rows of a table as ``panel_from_frame`` would find it from all.
+
+    Raises:
+        DataError: as for ``panel_from_frame``, but for what concerns the calendar.
+    """
+    covariates = _covariate_names(past_covariates, known_covariates, static, categorical)
+    _table, roles = _roles(_frame_table(frame, source), time, target, id, day_first, covariates)
+    return Columns(roles.time, roles.id, roles.channels, roles.keys, roles.covariates)
+
+
 def add_future(
     panel: Panel, future: str | Path | Any, steps: int, *, day_first: bool | None = None, source: str = "<future>"
 ) -> Panel:
@@ -202,12 +229,24 @@ def _panel(
     covariates: CovariateNames,
     regularize: bool,
 ) -> Panel:
+    table, roles = _roles(table, time, target, id, day_first, covariates)
+    return build_panel(table, roles, freq, regularize=regularize)
+
+
+def _roles(
+    table: Table,
+    time: str | None,
+    target: Sequence[str] | None,
+    id: str | None,
+    day_first: bool | None,
+    covariates: CovariateNames,
+) -> tuple[Table, Roles]:
     _check_header(table)
     table = _drop_blank_rows(table)
     _check_rows(table)
     covariates = covariates.resolve(table)
     roles = find_roles(table, time, target, id, day_first, covariates.all)
-    return build_panel(table, add_covariates(table, roles, covariates), freq, regularize=regularize)
+    return table, add_covariates(table, roles, covariates)
 
 
 def _check_rows(table: Table) -> None:

@@ -7,7 +7,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from trellis_ts.datasets.long_horizon import benchmark_names, find_benchmark, load_benchmark
+from trellis_ts.datasets.mapped import read_folder
+from trellis_ts.datasets.partitions import SUFFIXES as PARQUET
 from trellis_ts.datasets.readers import panel_from_frame, read_table
+from trellis_ts.datasets.stores import is_url
 from trellis_ts.errors import DataError
 
 if TYPE_CHECKING:
@@ -34,7 +37,7 @@ def load_data(
     regularize: bool = False,
     progress: Callable[[int, int | None], None] | None = None,
 ) -> Panel:
-    """Reads a table from a path, or a data set by its name.
+    """Reads a table or a folder of Parquet files from a path or URL, or a data set by its name.
 
     The column options apply to tables only, and covariates are refused elsewhere.
     ``progress(bytes_done, bytes_total)`` is called while downloading.
@@ -43,11 +46,16 @@ def load_data(
         DataError: there is no such file or name, or it cannot be read.
     """
     # A folder may be called like a data set.
-    if not Path(data).is_file() and (is_known(data) or (_is_name(data) and not Path(data).exists())):
+    if (
+        not is_url(data)
+        and not Path(data).is_file()
+        and (is_known(data) or (_is_name(data) and not Path(data).exists()))
+    ):
         if past_covariates or known_covariates or static:
             raise DataError(f"data set '{data}' has no covariates; give the path of a table to name some")
         return load_known(data, progress=progress)
-    return read_table(
+    read = read_folder if is_partitioned(data) else read_table
+    return read(
         data,
         time=time,
         target=target,
@@ -60,6 +68,14 @@ def load_data(
         categorical=categorical,
         regularize=regularize,
     )
+
+
+def is_partitioned(data: str) -> bool:
+    """Whether this is a folder of Parquet files, here or in a store, rather than a table or the name of a data set."""
+    if is_url(data):
+        return True
+    folder = Path(data)
+    return folder.is_dir() and not is_known(data) and any(next(folder.rglob(f"*{each}"), None) for each in PARQUET)
 
 
 def is_known(name: str) -> bool:

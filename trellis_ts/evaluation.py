@@ -11,10 +11,11 @@ import torch
 from trellis_ts import metrics
 from trellis_ts.adaptive import AdaptiveForecasts
 from trellis_ts.baselines import NAIVE_BASELINES, naive_forecast
-from trellis_ts.datasets.long_horizon import borders, find_benchmark
-from trellis_ts.datasets.windows import ScaledPanel, first_origin
+from trellis_ts.datasets.windows import ScaledPanel
 from trellis_ts.errors import ConfigError, DataError
-from trellis_ts.scores import MODEL, Evaluation, ScoredWindows, ScoreSums, summaries
+from trellis_ts.origins import RollingOrigins
+from trellis_ts.scored import Scored
+from trellis_ts.scores import MODEL, ScoredWindows, ScoreSums
 from trellis_ts.statistical import STATISTICAL_BASELINES, load_model, statistical_forecast
 from trellis_ts.types import Forecast
 
@@ -23,10 +24,10 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from trellis_ts.checkpoints import DataRecord
     from trellis_ts.config import WindowShape
     from trellis_ts.datasets.splits import Scaler
     from trellis_ts.forecaster import Forecaster
+    from trellis_ts.scores import Evaluation
     from trellis_ts.types import Panel
 
 BASELINES = (*NAIVE_BASELINES, *STATISTICAL_BASELINES)
@@ -37,78 +38,6 @@ _VALUES_PER_BATCH = 1 << 21
 _FITTED_WINDOWS_PER_BATCH = 4
 # Seasons the baselines read where the model's context is shorter.
 _SEASONS_READ = 10
-
-
-def unseen_ranges(panel: Panel, data: DataRecord) -> list[tuple[int, int]]:
-    """Rows of each series the model has not seen: a benchmark's test split, else all after what training knew.
-
-    A series training never saw is evaluated as a whole.
-    """
-    if panel.dataset is not None and (spec := find_benchmark(panel.dataset)) is not None:
-        return [borders(spec, len(panel.series[0])).test]
-    known_until = {each.name: each.known_until for each in data.series}
-    ranges = []
-    for series in panel.series:
-        known = known_until.get(series.name)
-        start = 0 if known is None else int(np.searchsorted(series.time, np.datetime64(known, "ns"), side="right"))
-        ranges.append((start, len(series)))
-    return ranges
-
-
-class RollingOrigins:
-    """The windows of a backtest: every ``step``-th row of each series that a future may start at.
-
-    Counted back from the last one, so that the newest rows are always scored, and ``step=prediction_length`` gives
-    futures that do not overlap. Nothing is stored per window but the different stamps.
-    """
-
-    def __init__(
-        self, panel: Panel, shape: WindowShape, data: DataRecord, *, step: int = 1, max_origins: int | None = None
-    ) -> None:
-        self._panel, self.step = panel, step
-        first, last = [], []
-        for start, stop in unseen_ranges(panel, data):
-            last.append(stop - shape.prediction_length)
-            first.append(start or first_origin(last[-1], shape.context_length, shape.patch_length))
-        self.first = np.array(first, dtype=np.int64)
-        """First origin of each series at a step of 1: what lies before it is known to every forecast."""
-        self._last = np.array(last, dtype=np.int64)
-        count = np.maximum(0, (self._last - self.first) // step + 1)
-        self._count = count if max_origins is None else np.minimum(count, max_origins)
-        self._ends = np.cumsum(self._count)
-        self.stamps, self.overlap = self._stamps(shape.prediction_length)
-
-    def __len__(self) -> int:
-        return int(self._ends[-1])
-
-    def of(self, series: int) -> NDArray[np.int64]:
-        """Origins of one series."""
-        last: int = self._last[series]
-        return last - self.step * np.arange(self._count[series] - 1, -1, -1)
-
-    def locate(self, index: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Series and origin of the given windows."""
-        series = np.searchsorted(self._ends, index, side="right")
-        return series, self._last[series] - self.step * (self._ends[series] - 1 - index)
-
-    def stamp_index(self, series: NDArray[np.int64], origins: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Which of the different stamps each window starts at."""
-        starts = [self._panel.series[each].time[origin] for each, origin in zip(series, origins, strict=True)]
-        return np.searchsorted(self.stamps, np.array(starts, dtype="datetime64[ns]"))
-
-    def _stamps(self, prediction_length: int) -> tuple[NDArray[np.datetime64], int]:
-        """The different stamps in order, and the most of them that lie within one horizon."""
-        pieces = [
-            (each.time[origins], each.time[origins + prediction_length - 1])
-            for index, each in enumerate(self._panel.series)
-            if len(origins := self.of(index))
-        ]
-        if not pieces:
-            return np.array([], dtype="datetime64[ns]"), 1
-        starts, where = np.unique(np.concatenate([each[0] for each in pieces]), return_index=True)
-        ends = np.concatenate([each[1] for each in pieces])[where]
-        within = np.searchsorted(starts, ends, side="right") - np.arange(len(starts))
-        return starts, int(within.max())
 
 
 class Contender(Protocol):
@@ -254,16 +183,58 @@ def backtest(
             no bands that could adapt.
         DataError: the panel does not fit the model, or holds no window the model has not seen.
     """
+    panel = forecaster.check(panel)
+    scored = score(
+        forecaster,
+        panel,
+        step=step,
+        max_origins=max_origins,
+        baselines=baselines,
+        refit=refit,
+        adaptive=adaptive,
+        progress=progress,
+    )
+    check_scored(scored, panel.source)
+    return scored.evaluation(seed=seed)
+
+
+def check_scored(scored: Scored, source: str) -> None:
+    """Refuses scores of nothing.
+
+    Raises:
+        DataError: there was no window the model had not seen, or no value in them.
+    """
+    if scored.num_windows == 0:
+        raise DataError(
+            f"{source}: no window of {scored.prediction_length} steps lies after the rows the model was trained "
+            "on; train with a larger --test-size, or bring newer rows"
+        )
+    if scored.num_values == 0:
+        raise DataError(f"{source}: every value after the rows the model was trained on is missing")
+
+
+def score(
+    forecaster: Forecaster,
+    panel: Panel,
+    *,
+    step: int = 1,
+    max_origins: int | None = None,
+    baselines: Sequence[str] = ("seasonal_naive",),
+    refit: Callable[[Panel], Forecaster] | None = None,
+    adaptive: bool = False,
+    progress: Callable[[int, int], None] | None = None,
+) -> Scored:
+    """The sums of ``backtest``, to which those of other series can be added; of no window they are 0.
+
+    Raises:
+        ConfigError: as for ``backtest``.
+        DataError: the panel does not fit the model.
+    """
     _check(step, max_origins, baselines)
     panel = forecaster.check(panel)
     shape, data = forecaster.checkpoint.model.shape, forecaster.checkpoint.data
     levels = tuple(forecaster.checkpoint.model.quantile_levels)
     origins = RollingOrigins(panel, shape, data, step=step, max_origins=max_origins)
-    if len(origins) == 0:
-        raise DataError(
-            f"{panel.source}: no window of {shape.prediction_length} steps lies after the rows the model was trained "
-            "on; train with a larger --test-size, or bring newer rows"
-        )
     known = [(0, int(first)) for first in origins.first]
     scaler = forecaster.scaler().of(panel, known)
     field = _Field(panel, ScaledPanel(panel, scaler, shape.season_length), scaler, shape, levels)
@@ -275,20 +246,16 @@ def backtest(
         contenders[name] = field.naive(name) if name in NAIVE_BASELINES else field.statistical(name, fallbacks)
     truths = _Truths(field, origins, frozenset(each.name for each in data.series))
     batches = _batches(origins, field, by_stamp=adaptive or refit is not None, has_fits=bool(fallbacks))
-    sums = _scored(field, origins, contenders, truths, batches, progress)
-    if sums[MODEL].count == 0:
-        raise DataError(f"{panel.source}: every value after the rows the model was trained on is missing")
-    return Evaluation(
+    return Scored(
+        sums=_scored(field, origins, contenders, truths, batches, progress),
+        items=tuple((each.name, channel) for each in panel.series for channel in panel.channels),
         num_windows=len(origins),
         num_series=len(panel.series),
-        num_values=sums[MODEL].count,
-        num_origins=len(origins.stamps),
+        starts=origins.stamps,
+        ends=origins.ends,
         prediction_length=shape.prediction_length,
         season_length=shape.season_length,
         step=step,
-        band=levels[-1] - levels[0] if len(levels) > 1 else None,
-        items=tuple((each.name, channel) for each in panel.series for channel in panel.channels),
-        **summaries(sums, overlap=origins.overlap, seed=seed),
         fallbacks=fallbacks,
     )
 
@@ -331,6 +298,8 @@ def _batches(
     origins: RollingOrigins, field: _Field, *, by_stamp: bool, has_fits: bool
 ) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64]]]:
     """Series and origins of windows to be forecast together: those of one stamp, or as many as memory holds."""
+    if not len(origins):
+        return
     if by_stamp:
         series, rows = origins.locate(np.arange(len(origins)))
         stamps = origins.stamp_index(series, rows)

@@ -233,6 +233,22 @@ class ScoreSums:
                 covered = metrics.is_covered(windows.truth, quantiles[..., lower], quantiles[..., upper])
                 self.inside[place] += np.where(missing, 0.0, covered).sum()
 
+    @staticmethod
+    def joined(parts: Sequence[ScoreSums], places: Sequence[NDArray[np.int64]], num_origins: int) -> ScoreSums:
+        """The sums over the series of all parts; ``places`` say which of all origins those of each part are."""
+        levels, (_, channels) = parts[0].levels, parts[0].by_item["count"].shape
+        joined = ScoreSums((0, channels, len(parts[0].by_step["count"])), num_origins, levels)
+        for name in _LOSSES:
+            joined.by_item[name] = np.concatenate([each.by_item[name] for each in parts])
+        for part, place in zip(parts, places, strict=True):
+            for name in _LOSSES:
+                joined.by_step[name] += part.by_step[name]
+            for name, values in part.by_origin.items():
+                joined.by_origin[name][place] += values
+            for ours, theirs in ((joined.below, part.below), (joined.pit, part.pit), (joined.inside, part.inside)):
+                ours += theirs
+        return joined
+
     @property
     def count(self) -> int:
         """Values scored."""

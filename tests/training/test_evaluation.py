@@ -13,8 +13,10 @@ from hypothesis import strategies as st
 import trellis_ts.evaluation as module
 from trellis_ts import metrics, scores
 from trellis_ts.errors import ConfigError, DataError
-from trellis_ts.evaluation import RollingOrigins, backtest, evaluate, unseen_ranges
+from trellis_ts.evaluation import backtest, evaluate
 from trellis_ts.forecaster import Forecaster
+from trellis_ts.origins import RollingOrigins, unseen_ranges
+from trellis_ts.scored import most_overlapping
 from trellis_ts.types import Series
 
 HORIZON, CONTEXT = 5, 12
@@ -165,10 +167,11 @@ def test_the_paired_test_takes_the_mean_loss_of_each_origin_stamp(forecaster, pa
 def test_overlap_counts_the_origins_within_one_horizon(forecaster, panel):
     data, shape = forecaster.checkpoint.data, forecaster.checkpoint.model.shape
     one = replace(panel, series=panel.series[:1])
-    assert [RollingOrigins(one, shape, data, step=step).overlap for step in (1, 2, 4, 5, 9)] == [5, 3, 2, 1, 1]
+    origins = [RollingOrigins(one, shape, data, step=step) for step in (1, 2, 4, 5, 9)]
+    assert [most_overlapping(each.stamps, each.ends) for each in origins] == [5, 3, 2, 1, 1]
     # Origins 25, 30 and 35 of one series and 28 of the other: 28 lies within the horizon from 25, and 30 in that of 28.
     both = RollingOrigins(panel, shape, data, step=5)
-    assert (len(both.stamps), both.overlap) == (4, 2)
+    assert (len(both.stamps), most_overlapping(both.stamps, both.ends)) == (4, 2)
 
 
 @given(

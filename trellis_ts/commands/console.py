@@ -112,9 +112,9 @@ def counted(number: int, noun: str) -> str:
 
 def read(terminal: Terminal, data: str, columns: dict[str, Any]) -> Panel:
     """Reads a table or a data set, saying what was accepted with a note."""
-    from trellis_ts.datasets.sources import load_data
+    from trellis_ts.datasets.sources import is_partitioned, load_data
 
-    with terminal.download() as progress:
+    with terminal.progress("reading rows") if is_partitioned(data) else terminal.download() as progress:
         panel = load_data(data, **columns, progress=progress)
     return noted(terminal, panel)
 

@@ -12,7 +12,9 @@ from trellis_ts.commands.options import (
     add_calibration_option,
     add_column_options,
     add_device_option,
+    add_engine_options,
     add_output_options,
+    check_engine,
 )
 from trellis_ts.errors import ConfigError
 from trellis_ts.files import atomic_file, check_output
@@ -49,7 +51,12 @@ def parser() -> Parser:
         "training rows, as benchmarks report them.",
     )
     options.add_argument("model", type=str, metavar="MODEL", help="model directory written by `trellis train`")
-    options.add_argument("data", type=str, metavar="DATA", help="path of a table, or name of a data set")
+    options.add_argument(
+        "data",
+        type=str,
+        metavar="DATA",
+        help="path of a table, path or URL of a folder of Parquet files, or name of a data set",
+    )
     options.add_argument(
         "--step", type=int, default=1, metavar="N", help="rows from one window to the next (default: 1)"
     )
@@ -86,6 +93,7 @@ def parser() -> Parser:
     )
     options.add_argument("--seed", type=int, default=0, metavar="N", help="seed of the bootstrap (default: 0)")
     add_calibration_option(options)
+    add_engine_options(options)
     add_device_option(options)
     add_output_options(options)
     add_column_options(options)
@@ -104,6 +112,7 @@ def run(arguments: list[str]) -> None:
     output = None if values.output is None else Path(values.output)
     if output is not None:
         check_output(output, _FORMATS, "--output", values.data)
+    check_engine(values, is_partitioned=_is_folder(values))
     evaluate(Terminal(quiet=values.quiet, as_json=values.json), values, output)
 
 
@@ -113,6 +122,11 @@ def evaluate(terminal: Terminal, values: Namespace, output: Path | None) -> None
     from trellis_ts.evaluation import backtest
 
     names = [] if values.baselines == "none" else [name.strip() for name in values.baselines.split(",")]
+    if _is_folder(values):
+        from trellis_ts.commands.partitioned import evaluate_folder
+
+        _tell(terminal, evaluate_folder(terminal, values, names), values, output)
+        return
     forecaster = load_forecaster(values.model, values.device, calibrated=not values.no_calibration)
     panel = read_for(terminal, forecaster, values)
     with terminal.progress("evaluating") as progress:
@@ -126,6 +140,17 @@ def evaluate(terminal: Terminal, values: Namespace, output: Path | None) -> None
             seed=values.seed,
             progress=progress,
         )
+    _tell(terminal, evaluation, values, output)
+
+
+def _is_folder(values: Namespace) -> bool:
+    from trellis_ts.datasets.sources import is_partitioned
+
+    return is_partitioned(values.data) or (values.engine == "ray" and values.data.lower().endswith(".parquet"))
+
+
+def _tell(terminal: Terminal, evaluation: Evaluation, values: Namespace, output: Path | None) -> None:
+    """The scores, on the terminal and in the file."""
     _note_doubts(terminal, evaluation)
     if output is not None:
         _write(evaluation, output)

@@ -13,7 +13,9 @@ from trellis_ts.commands.options import (
     add_calibration_option,
     add_column_options,
     add_device_option,
+    add_engine_options,
     add_output_options,
+    check_engine,
 )
 from trellis_ts.errors import ConfigError
 from trellis_ts.files import atomic_file, check_output
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
     from jsonargparse import Namespace
     from numpy.typing import NDArray
 
+    from trellis_ts.doubts import SeriesDoubts
     from trellis_ts.forecaster import Forecaster
     from trellis_ts.plots import ForecastPicture
     from trellis_ts.types import Forecast, Panel
@@ -40,19 +43,26 @@ def parser() -> Parser:
         "forecast",
         "MODEL DATA [--future FILE] [-o forecast.csv] [--plot forecast.png] ...",
         "Forecasts what follows the last rows of DATA: one row per series (per channel of a wide table) and future "
-        "stamp, with the forecast and its quantiles.",
+        "stamp, with the forecast and its quantiles. DATA may be larger than memory: of a folder of Parquet files, "
+        "-o FOLDER/ takes one Parquet file per block of series, and the same command goes on where it was stopped.",
     )
     options.add_argument("model", type=str, metavar="MODEL", help="model directory written by `trellis train`")
     options.add_argument(
-        "data", type=str, metavar="DATA", help="path of a table, or name of a data set: the history to go on from"
+        "data",
+        type=str,
+        metavar="DATA",
+        help="the history to go on from: path of a table, path or URL of a folder of Parquet files, or name of a data "
+        "set",
     )
     options.add_argument(
         "-o",
         "--output",
         type=str,
         metavar="FILE",
-        help="table to write (.csv, .csv.gz, .parquet); else CSV to standard output",
+        help="table to write (.csv, .csv.gz, .parquet), or folder or URL for Parquet files; else CSV to standard "
+        "output",
     )
+    options.add_argument("--overwrite", action="store_true", help="replace the forecasts in a folder, if there are any")
     options.add_argument(
         "--future",
         type=str,
@@ -83,6 +93,7 @@ def parser() -> Parser:
     )
     options.add_argument("--seed", type=int, default=0, metavar="N", help="seed of the samples (default: 0)")
     add_calibration_option(options)
+    add_engine_options(options)
     add_device_option(options)
     add_output_options(options)
     add_column_options(options)
@@ -96,6 +107,22 @@ def run(arguments: list[str]) -> None:
         TrellisError: bad input.
     """
     values = parser().parse_args(arguments)
+    to_folder = _writes_folder(values.output, values.data)
+    check_engine(values, is_partitioned=to_folder)
+    if to_folder:
+        for option in ("future", "plot"):
+            if values[option] is not None:
+                raise ConfigError(
+                    f"--{option} goes with a table, not with a folder of forecasts; "
+                    + ("put what is known into rows of DATA" if option == "future" else "draw some series of a table")
+                )
+        from trellis_ts.commands.partitioned import forecast_folder
+
+        terminal = Terminal(quiet=values.quiet, as_json=values.json)
+        forecast_folder(terminal, values, levels_of(values.quantile_levels))
+        return
+    if values.overwrite:
+        raise ConfigError("--overwrite is for a folder of forecasts; a table is replaced without it")
     output, plot = (None if value is None else Path(value) for value in (values.output, values.plot))
     for path, formats, option in ((output, _TABLE_FORMATS, "--output"), (plot, _PLOT_FORMATS, "--plot")):
         if path is not None:
@@ -106,6 +133,18 @@ def run(arguments: list[str]) -> None:
     forecast(terminal, values, output, plot)
 
 
+def _writes_folder(output: str | None, data: str) -> bool:
+    """Whether the forecasts of Parquet files are to become Parquet files."""
+    if output is None or output.lower().endswith(_TABLE_FORMATS):
+        return False
+    from trellis_ts.datasets.sources import is_partitioned
+    from trellis_ts.datasets.stores import is_url
+
+    if is_partitioned(data):
+        return is_url(output) or output.endswith("/") or Path(output).is_dir() or not Path(output).suffix
+    return data.lower().endswith(".parquet") and (output.endswith("/") or Path(output).is_dir())
+
+
 def _is_same(path: Path, table: str) -> bool:
     return path.exists() and Path(table).exists() and path.samefile(table)
 
@@ -113,16 +152,19 @@ def _is_same(path: Path, table: str) -> bool:
 def forecast(terminal: Terminal, values: Namespace, output: Path | None, plot: Path | None) -> None:
     """Forecasts, then writes the table and the picture."""
     from trellis_ts.commands.loading import load_forecaster, read_for
+    from trellis_ts.doubts import SeriesDoubts
     from trellis_ts.frames import forecast_frame, free_name, sample_frame
 
     levels = levels_of(values.quantile_levels)
     forecaster = load_forecaster(values.model, values.device, calibrated=not values.no_calibration)
     panel = forecaster.check(read_for(terminal, forecaster, values))
-    _check_horizon(panel, values.prediction_length)
+    check_horizon(panel, values.prediction_length)
     if values.future is not None:
         panel = _with_future(terminal, forecaster, panel, values)
     result = forecaster.forecast(panel, prediction_length=values.prediction_length, quantile_levels=levels)
-    _note_doubts(terminal, forecaster, panel, result)
+    doubts = SeriesDoubts.of(panel, forecaster.checkpoint)
+    steps, has_quantiles = result.point.shape[1], result.quantiles is not None
+    note_doubts(terminal, forecaster, doubts, steps=steps, has_quantiles=has_quantiles)
     data = forecaster.checkpoint.experiment.data
     named = values.id or data.id
     time_name = values.time or data.time or free_name("ds", panel.columns.keys or (named or "",))
@@ -160,7 +202,7 @@ def _with_future(terminal: Terminal, forecaster: Forecaster, panel: Panel, value
     return panel
 
 
-def _check_horizon(panel: Panel, prediction_length: int | None) -> None:
+def check_horizon(panel: Panel, prediction_length: int | None) -> None:
     """Refuses what would be computed for hours and then not be given a date."""
     from trellis_ts.datasets import calendar
 
@@ -208,16 +250,16 @@ def _say(
     terminal.result(f"wrote {rows} ({series}, {channels}{each}, {counted(steps, 'step')}) to {output}", data)
 
 
-def _note_doubts(terminal: Terminal, forecaster: Forecaster, panel: Panel, result: Forecast) -> None:
+def note_doubts(
+    terminal: Terminal, forecaster: Forecaster, doubts: SeriesDoubts, *, steps: int, has_quantiles: bool
+) -> None:
     """Says what a reader of the forecast should know."""
-    import numpy as np
-
-    if (steps := result.point.shape[1]) > forecaster.prediction_length:
+    if steps > forecaster.prediction_length:
         terminal.note(
             f"note: {steps} steps are beyond the trained {forecaster.prediction_length}: forecasts were fed back as if "
             "observed, so later bands are too narrow"
         )
-    if result.quantiles is None:
+    if not has_quantiles:
         loss = forecaster.checkpoint.experiment.training.loss
         hint = (
             "--quantile-levels 0.1,0.9 adds calibrated bands"
@@ -225,17 +267,8 @@ def _note_doubts(terminal: Terminal, forecaster: Forecaster, panel: Panel, resul
             else "--loss quantile gives bands"
         )
         terminal.note(f"note: this model was trained with --loss {loss} and gives points only; {hint}")
-    context_length = forecaster.checkpoint.model.shape.context_length
-    known = {each.name for each in forecaster.checkpoint.data.series}
-    short = sum(len(series) < context_length for series in panel.series)
-    new = sum(series.name not in known for series in panel.series)
-    unseen = sum(bool(np.isnan(series.values[-context_length:]).all(axis=0).any()) for series in panel.series)
-    if short:
-        terminal.note(f"note: {short} series shorter than the context of {context_length}; padded as unobserved")
-    if new:
-        terminal.note(f"note: {new} series the model was not trained on; scaled by their own history")
-    if unseen:
-        terminal.note(f"note: {unseen} series have a channel without a value in the last {context_length} steps")
+    for line in doubts.lines():
+        terminal.note(f"note: {line}")
 
 
 def _with_stamps_as_text(frame: pd.DataFrame, panel: Panel, time_name: str) -> pd.DataFrame:

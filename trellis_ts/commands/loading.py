@@ -17,6 +17,8 @@ from trellis_ts.errors import DataError
 from trellis_ts.forecaster import Forecaster
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from jsonargparse import Namespace
 
     from trellis_ts.checkpoints import DataRecord
@@ -43,39 +45,47 @@ def read_for(terminal: Terminal, forecaster: Forecaster, values: Namespace) -> P
         "freq": record.freq,
         "day_first": settings.day_first,
     }
-    columns = {name: trained[name] if values[name] is None else values[name] for name in COLUMN_OPTIONS}
+    columns: dict[str, Any] = {name: trained[name] if values[name] is None else values[name] for name in COLUMN_OPTIONS}
     columns |= {**covariate_options(record.covariates), "regularize": settings.regularize}
     # Irregular stamps have no calendar of their own to compare with.
     is_freq_chosen = values.freq is not None or settings.freq is not None or settings.regularize
     try:
-        panel = (read if is_freq_chosen or not Path(values.data).is_file() else _read_on_own_calendar)(
-            terminal, values.data, columns
-        )
+        if is_freq_chosen or not Path(values.data).is_file():
+            panel = read(terminal, values.data, columns)
+        else:
+            panel = read_on_own_calendar(
+                lambda freq: load_data(values.data, **{**columns, "freq": freq}), columns["freq"]
+            )
+            panel = noted(terminal, panel)
     except MissingColumnError as error:
-        raise DataError(f"{error}; the model was trained on {_spell_columns(record)}") from None
+        raise DataError(f"{error}; the model was trained on {spell_columns(record)}") from None
     for line in unseen_categories(panel, record.covariates):
         terminal.note(f"note: {panel.source}: {line}")
     return _renamed(terminal, panel, record)
 
 
-def _read_on_own_calendar(terminal: Terminal, data: str, columns: dict[str, Any]) -> Panel:
+def read_on_own_calendar(read: Callable[[str | None], Panel], freq: str) -> Panel:
     """Reads on the model's calendar, unless the table's own is coarser: daily rows lie on an hourly calendar too, and
-    would be taken for hourly ones of which most are missing."""
+    would be taken for hourly ones of which most are missing.
+
+    Raises:
+        DataError: it is coarser, or the table cannot be read.
+    """
     own: Panel | None = None
     with suppress(DataError):  # too few rows to tell the calendar, or a mistake that is reported below
-        own = load_data(data, **{**columns, "freq": None})
-    if own is not None and own.freq == columns["freq"]:
-        return noted(terminal, own)
-    panel = load_data(data, **columns)
+        own = read(None)
+    if own is not None and own.freq == freq:
+        return own
+    panel = read(freq)
     if own is not None and sum(map(len, panel.series)) >= 2 * sum(map(len, own.series)):
         raise DataError(
             f"{panel.source}: the model was trained on steps of {panel.freq}, the data has steps of {own.freq}; "
             f"bring data of the same frequency, train on it, or insist with --freq {panel.freq}"
         )
-    return noted(terminal, panel)
+    return panel
 
 
-def _spell_columns(record: DataRecord) -> str:
+def spell_columns(record: DataRecord) -> str:
     """The columns of the training data, each with the option that names another."""
     names = [f"--time {record.time_column}"]
     if record.id_column is not None:

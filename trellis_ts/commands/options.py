@@ -196,3 +196,39 @@ def add_calibration_option(parser: Parser) -> None:
 def add_device_option(parser: Parser) -> None:
     """Where a trained model runs."""
     parser.add_argument("--device", type=str, default="auto", help="auto, cpu, cuda, cuda:1, mps (default: auto)")
+
+
+def add_engine_options(parser: Parser) -> None:
+    """Where the blocks of a folder are worked on."""
+    parser.add_argument(
+        "--engine",
+        type=str,
+        default="local",
+        metavar="{local,ray}",
+        help="of a folder: this process, or the workers of a Ray cluster (pip install 'trellis-ts[ray]') "
+        "(default: local)",
+    )
+    parser.add_argument(
+        "--address",
+        type=str,
+        metavar="ADDRESS",
+        help="of a running Ray cluster, such as auto or ray://host:10001 (default: workers on this machine)",
+    )
+
+
+def check_engine(values: Namespace, *, is_partitioned: bool) -> None:
+    """Refuses options of an engine that do not fit.
+
+    Raises:
+        ConfigError: an engine that is unknown, not installed or without use here.
+    """
+    if values.engine not in ("local", "ray"):
+        raise ConfigError(f"--engine: expected local or ray, got '{values.engine}'")
+    if values.address is not None and values.engine != "ray":
+        raise ConfigError("--address is that of a Ray cluster; add --engine ray")
+    if values.engine == "ray":
+        if not is_partitioned:
+            raise ConfigError("--engine ray works on a folder of Parquet files; this is a single table")
+        from trellis_ts.partitioned.engines import check_ray
+
+        check_ray()
