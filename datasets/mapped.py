@@ -96,7 +96,7 @@ def _mapped(
     told = tuple(note if times == 1 else f"{note} ({times} partitions)" for note, times in notes.items())
     return replace(
         first,
-        series=tuple(Series(name, *store.views(places), static, key) for name, key, static, places in series),
+        series=tuple(store.series(name, places, static, key) for name, key, static, places in series),
         columns=replace(first.columns, covariates=store.covariates),
         notes=(*told, f"{folder.num_rows:,} rows are kept in temporary files, not in memory"),
     )
@@ -160,7 +160,12 @@ class _Store:
                 # Copy on write: an ordinary array to those who read it, and the file stays as it is.
                 self._arrays[name] = np.asarray(np.memmap(self._files[name], kind, mode="c", shape=shape))
 
-    def views(self, places: _Places) -> Any:
-        """Stamps, values, past and known covariates of a series."""
-        for name, place in zip(_PARTS, places, strict=True):
-            yield None if place is None else self._arrays[name][place[0] : place[1]]
+    def series(self, name: str, places: _Places, static: NDArray[np.float64] | None, key: tuple[str, ...]) -> Series:
+        """A series whose rows are mapped."""
+        time, values, past, known = (
+            None if place is None else self._arrays[part][place[0] : place[1]]
+            for part, place in zip(_PARTS, places, strict=True)
+        )
+        assert time is not None
+        assert values is not None
+        return Series(name, time, values, past, known, static, key)

@@ -21,6 +21,8 @@ from trellis_ts.errors import ConfigError
 from trellis_ts.files import atomic_file, check_output
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     import numpy as np
     import pandas as pd
     from jsonargparse import Namespace
@@ -153,7 +155,7 @@ def forecast(terminal: Terminal, values: Namespace, output: Path | None, plot: P
     """Forecasts, then writes the table and the picture."""
     from trellis_ts.commands.loading import load_forecaster, read_for
     from trellis_ts.doubts import SeriesDoubts
-    from trellis_ts.frames import forecast_frame, free_name, sample_frame
+    from trellis_ts.frames import forecast_frame, sample_frame
 
     levels = levels_of(values.quantile_levels)
     forecaster = load_forecaster(values.model, values.device, calibrated=not values.no_calibration)
@@ -165,10 +167,7 @@ def forecast(terminal: Terminal, values: Namespace, output: Path | None, plot: P
     doubts = SeriesDoubts.of(panel, forecaster.checkpoint)
     steps, has_quantiles = result.point.shape[1], result.quantiles is not None
     note_doubts(terminal, forecaster, doubts, steps=steps, has_quantiles=has_quantiles)
-    data = forecaster.checkpoint.experiment.data
-    named = values.id or data.id
-    time_name = values.time or data.time or free_name("ds", panel.columns.keys or (named or "",))
-    id_name = named or free_name("unique_id", [time_name])
+    id_name, time_name = index_names(values, forecaster, panel.columns.keys)
     if values.samples is None:
         frame = forecast_frame(panel, result, id_name=id_name, time_name=time_name)
     else:
@@ -200,6 +199,19 @@ def _with_future(terminal: Terminal, forecaster: Forecaster, panel: Panel, value
         if line not in before:
             terminal.note(f"note: {values.future}: {line}")
     return panel
+
+
+def index_names(values: Namespace, forecaster: Forecaster, keys: Sequence[str]) -> tuple[str, str]:
+    """What the columns of series and stamps are called: as named here or in training, else by their usual names.
+
+    Several columns ``keys`` that name the series keep theirs.
+    """
+    from trellis_ts.frames import free_name
+
+    data = forecaster.checkpoint.experiment.data
+    named = values.id or data.id
+    time_name = values.time or data.time or free_name("ds", keys or (named or "",))
+    return named or free_name("unique_id", [time_name]), time_name
 
 
 def check_horizon(panel: Panel, prediction_length: int | None) -> None:

@@ -12,7 +12,7 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, TypeVar
 
 from trellis_ts.commands.console import counted
-from trellis_ts.commands.forecast import check_horizon, note_doubts
+from trellis_ts.commands.forecast import check_horizon, index_names, note_doubts
 from trellis_ts.commands.loading import load_forecaster, read_on_own_calendar, spell_columns
 from trellis_ts.commands.options import COLUMN_OPTIONS
 from trellis_ts.datasets.columns import MissingColumnError
@@ -51,6 +51,7 @@ def forecast_folder(terminal: Terminal, values: Namespace, levels: Sequence[floa
     _check_apart(values.data, values.output)
     model, forecaster, folder, reading = _opened(values)
     blocks = folder.blocks(reading.keys, reading.columns)
+    id_name, time_name = index_names(values, forecaster, reading.keys if len(reading.keys) > 1 else ())
     about = {
         "model": model.digest,
         "input": folder.fingerprint,
@@ -60,11 +61,15 @@ def forecast_folder(terminal: Terminal, values: Namespace, levels: Sequence[floa
             "samples": values.samples,
             "seed": values.seed if values.samples else None,
             "reading": repr(reading),
+            "columns": [id_name, time_name],
             "partitions": num_buckets(folder, reading.columns) if blocks is None else len(blocks),
             "version": version("trellis-ts"),
         },
     }
     output = open_run(values.output, about, overwrite=values.overwrite)
+    if (all_parts := output.all_finished()) is not None:
+        _say(terminal, values.output, all_parts, 0)
+        return
     if blocks is None:
         if not output.is_spread():
             output.start_spreading()
@@ -78,6 +83,8 @@ def forecast_folder(terminal: Terminal, values: Namespace, levels: Sequence[floa
     job = ForecastJob(
         reading,
         output,
+        id_name,
+        time_name,
         prediction_length=values.prediction_length,
         quantile_levels=None if levels is None else tuple(levels),
         samples=values.samples,
@@ -97,7 +104,8 @@ def forecast_folder(terminal: Terminal, values: Namespace, levels: Sequence[floa
         note_doubts(terminal, forecaster, summary.doubts, steps=steps, has_quantiles=has_quantiles)
     _check_rows(sum(part.rows_read for part in parts.values()), folder)
     expected = distinct_series(folder, reading.keys) if reading.keys else None
-    output.close(list(parts.values()), reading.keys, expected)
+    written_keys = reading.keys if len(reading.keys) > 1 else (id_name,)
+    output.close(list(parts.values()), written_keys, expected)
     _say(terminal, values.output, list(parts.values()), len(left))
 
 

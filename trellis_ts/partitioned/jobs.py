@@ -18,7 +18,7 @@ from trellis_ts.devices import resolve_device
 from trellis_ts.doubts import SeriesDoubts
 from trellis_ts.evaluation import score
 from trellis_ts.forecaster import Forecaster
-from trellis_ts.frames import forecast_frame, free_name, sample_frame
+from trellis_ts.frames import forecast_frame, sample_frame
 from trellis_ts.partitioned.output import Part, RunFolder
 
 if TYPE_CHECKING:
@@ -164,6 +164,10 @@ class ForecastJob:
 
     reading: Reading
     output: RunFolder
+    id_name: str
+    """The output's column of series, where no more than one names them."""
+    time_name: str
+    """The output's column of stamps."""
     prediction_length: int | None = None
     quantile_levels: tuple[float, ...] | None = None
     samples: int | None = None
@@ -184,8 +188,7 @@ class ForecastJob:
         return Report.of(block.number, panel, forecaster.checkpoint, num_rows), part
 
     def _forecast(self, forecaster: Forecaster, panel: Panel, block: int) -> pd.DataFrame:
-        names = {"id_name": self.reading.id or free_name("unique_id", [self.reading.time])}
-        names["time_name"] = self.reading.time
+        names = {"id_name": self.id_name, "time_name": self.time_name}
         if self.samples is None:
             result = forecaster.forecast(
                 panel, prediction_length=self.prediction_length, quantile_levels=self.quantile_levels

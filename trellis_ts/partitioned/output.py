@@ -101,6 +101,15 @@ class RunFolder:
         is_whole = part.run == self.run and part.block == block and part.rows_written == metadata.num_rows
         return part if is_whole else None
 
+    def all_finished(self) -> list[Part] | None:
+        """What is there of a run that was completed; None where something has to be done."""
+        manifest = _read_manifest(*open_store(self.address)) or {}
+        if manifest.get("state") != "complete":
+            return None
+        parts = [self.finished(block) for block in range(int(manifest.get("partitions", 0)))]
+        found = [part for part in parts if part is not None]
+        return found if len(found) == len(parts) else None
+
     def write(self, part: Part, table: pa.Table) -> None:
         """Writes the file of a block whole or not at all.
 
