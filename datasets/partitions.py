@@ -70,8 +70,9 @@ class Block:
             upper = pa_dataset.field(self.key) <= self.up_to
             condition = upper if condition is None else condition & upper
         with readable(self.address):
+            # With several threads, row groups may come in any order, and series with them.
             table = pa.concat_tables(
-                fragment.to_table(schema=self.schema, columns=list(self.columns), filter=condition)
+                fragment.to_table(schema=self.schema, columns=list(self.columns), filter=condition, use_threads=False)
                 for fragment in self.fragments
             )
         if table.num_rows * table.num_columns > _MOST_CELLS:

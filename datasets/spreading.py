@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-# Rows read at once, and what Arrow reads ahead of them.
-_SCAN = {"batch_size": 1 << 18, "batch_readahead": 4, "fragment_readahead": 1}
+# Rows read at once, and what Arrow reads ahead of them; in the same order each time.
+_SCAN = {"batch_size": 1 << 18, "batch_readahead": 4, "fragment_readahead": 1, "use_threads": False}
 # Rows waiting to be written, over all files: a row group of each is as many as fit.
 _WAITING_ROWS = 1 << 22
 _MOST_FILES = 512

@@ -228,7 +228,9 @@ def check_engine(values: Namespace, *, is_partitioned: bool) -> None:
         raise ConfigError("--address is that of a Ray cluster; add --engine ray")
     if values.engine == "ray":
         if not is_partitioned:
-            raise ConfigError("--engine ray works on a folder of Parquet files; this is a single table")
+            raise ConfigError(
+                "--engine ray works on folders of Parquet files (forecasts with -o FOLDER/); this is a single table"
+            )
         from trellis_ts.partitioned.engines import check_ray
 
         check_ray()

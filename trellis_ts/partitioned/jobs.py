@@ -139,7 +139,8 @@ class Reading:
         panel = self.panel(table, f"{block.address}, partition {block.number}")
         if set(panel.channels) != set(checkpoint.data.channels):
             panel = replace(panel, columns=replace(panel.columns, channels=checkpoint.data.channels))
-        return panel, len(table)
+        # In an order of their own, whatever way the rows were read: a block gives the same file each time.
+        return replace(panel, series=tuple(sorted(panel.series, key=lambda each: each.name))), len(table)
 
 
 @dataclass(frozen=True)
