@@ -30,7 +30,7 @@ import pyarrow.parquet as pq
 
 RESULTS = Path(__file__).with_name("results") / "scaling.json"
 SERIES_PER_FILE, HORIZON, CONTEXT = 1000, 24, 168
-_FAST = ("--max-epochs", "1", "--windows-per-epoch", "2048", "--patch-length", "24", "--quiet")
+_FAST = ("--preset", "fast", "--max-epochs", "1", "--windows-per-epoch", "2048", "--patch-length", "24", "--quiet")
 
 
 def generate(folder: Path, num_series: int, num_steps: int, *, seed: int = 0) -> None:

@@ -24,8 +24,6 @@ from trellis_ts.partitioned.output import Part, RunFolder
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    import pandas as pd
-
     from trellis_ts.checkpoints import Checkpoint
     from trellis_ts.datasets.partitions import Block
     from trellis_ts.scored import Scored
@@ -183,24 +181,24 @@ class ForecastJob:
         """
         panel, num_rows = self.reading.read(block, forecaster.checkpoint)
         panel = forecaster.check(panel)
-        frame = self._forecast(forecaster, panel, block.number)
-        part = Part(self.output.run, block.number, len(panel.series), num_rows, len(frame))
-        self.output.write(part, pa.Table.from_pandas(frame, preserve_index=False))
+        table = self._forecast(forecaster, panel, block.number)
+        part = Part(self.output.run, block.number, len(panel.series), num_rows, len(table))
+        self.output.write(part, table)
         return Report.of(block.number, panel, forecaster.checkpoint, num_rows), part
 
-    def _forecast(self, forecaster: Forecaster, panel: Panel, block: int) -> pd.DataFrame:
+    def _forecast(self, forecaster: Forecaster, panel: Panel, block: int) -> pa.Table:
         names = {"id_name": self.id_name, "time_name": self.time_name}
         if self.samples is None:
             result = forecaster.forecast(
                 panel, prediction_length=self.prediction_length, quantile_levels=self.quantile_levels
             )
-            return forecast_frame(panel, result, **names)
+            return pa.Table.from_pandas(forecast_frame(panel, result, **names), preserve_index=False)
         # A seed of its own for each block, or the first series of all would have the same paths.
         seed = int(np.random.SeedSequence([self.seed, block]).generate_state(1, np.uint64)[0] >> np.uint64(1))
         paths = forecaster.sample_paths(
             panel, num_samples=self.samples, seed=seed, prediction_length=self.prediction_length
         )
-        return sample_frame(panel, paths, **names)
+        return pa.Table.from_pandas(sample_frame(panel, paths, **names), preserve_index=False)
 
 
 @dataclass(frozen=True)
