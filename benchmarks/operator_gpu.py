@@ -1,8 +1,15 @@
 """Speed and memory of the Triton kernels on a GPU, beside attention, other bounded memories, and what the GPU can do.
 
-    python benchmarks/operator_gpu.py
+    python benchmarks/operator_gpu.py                                  # everything
+    python benchmarks/operator_gpu.py --tables long --longest 4096     # a first look
 
-runs a short correctness check first and stops if it fails, then writes benchmarks/results/operator_gpu.json and .md:
+It needs an NVIDIA GPU of compute capability 8.0 or higher, by arithmetic some 20 GB free for the longest sequences,
+torch 2.10 or later built for CUDA, the Triton that comes with it, and this package (``pip install .``). Where
+flash-linear-attention is installed it is measured too. Most of the time goes into compiling: a few seconds for each of
+some hundred kernels, the first time.
+
+It runs a short correctness check first and stops if it fails, then writes operator_gpu.json and .md to
+benchmarks/results/, anew after every shape, so that a run cut short leaves what it has:
 
 - long sequences: batch 8, 8 heads, 64 slots, head width 64, bfloat16, 64 to 32,768 tokens, forward and forward plus
   backward, against torch's FlashAttention and, where `fla` (flash-linear-attention) can be imported, its gated delta
@@ -10,11 +17,14 @@ runs a short correctness check first and stops if it fails, then writes benchmar
 - many short sequences, as patched time series give: 10,000 rows of up to 64 tokens
 - for each time the operations and bytes the work needs at least, as a share of ceilings measured on the same GPU
   (float32 multiply-add, bfloat16 matrix product, copy), and the roofline's bound
+
+What a method failed on is recorded too; the exit code is 1 if one of this package's did.
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 import platform
 import subprocess
@@ -25,7 +35,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import triton
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import normalize, scaled_dot_product_attention
@@ -127,6 +136,8 @@ def check() -> None:
 
 def measure_time(run: Callable[[], object]) -> float:
     """Return the median time of a call in milliseconds."""
+    import triton
+
     return float(triton.testing.do_bench(run, warmup=50, rep=300, return_mode="median"))
 
 
@@ -254,22 +265,30 @@ def measure(
         yield Row(table, method, shape, with_backward, milliseconds, peak, flops_per_second, bytes_per_second, bound)
 
 
-def all_rows(ceilings: Ceilings, lengths: list[int]) -> Iterator[Row]:
-    """Measure both tables; a method that runs out of memory is left out of the rest of its table, saying so."""
-    shapes = [("long", Shape(8, length, 8, 64, 64)) for length in lengths]
-    shapes += [("short", Shape(rows, length, 1, slots, dim)) for rows, slots, dim in SHORT for length in SHORT_LENGTHS]
-    for table, shape in shapes:
-        makers = [memory_methods, attention_methods] + ([linear_attention_methods] if table == "long" else [])
-        for maker in makers:
-            for method, inputs, run in maker(shape):
-                try:
-                    for row in measure(table, method, shape, inputs, run, ceilings):
-                        kind = "forward+backward" if row.with_backward else "forward"
-                        print(f"{table} {method} {shape}: {kind} {row.milliseconds:.3f} ms", flush=True)
-                        yield row
-                except torch.OutOfMemoryError:
-                    print(f"{table} {method} {shape}: out of memory", flush=True)
-            torch.cuda.empty_cache()
+def all_shapes(tables: list[str], longest: int) -> Iterator[tuple[str, Shape]]:
+    """Yield every table's name with its shapes."""
+    if "long" in tables:
+        yield from (("long", Shape(8, length, 8, 64, 64)) for length in LENGTHS if length <= longest)
+    if "short" in tables:
+        for rows, slots, dim in SHORT:
+            yield from (("short", Shape(rows, length, 1, slots, dim)) for length in SHORT_LENGTHS)
+
+
+def measure_shape(table: str, shape: Shape, ceilings: Ceilings, failures: list[str]) -> Iterator[Row]:
+    """Measure every method on a shape; one that fails, or runs out of memory, is entered into ``failures``."""
+    makers = [memory_methods, attention_methods] + ([linear_attention_methods] if table == "long" else [])
+    for maker in makers:
+        for method, inputs, run in maker(shape):
+            try:
+                for row in measure(table, method, shape, inputs, run, ceilings):
+                    kind = "forward+backward" if row.with_backward else "forward"
+                    print(f"{table} {method} {shape}: {kind} {row.milliseconds:.3f} ms", flush=True)
+                    yield row
+            except Exception as error:  # one method's trouble, whatever it is, must not cost the others' results
+                first_line = next(iter(str(error).splitlines()), "")
+                failures.append(f"{method} {shape}: {type(error).__name__}: {first_line}")
+                print(f"{table} {failures[-1]}", flush=True)
+        torch.cuda.empty_cache()
 
 
 def crossover(rows: list[Row], method: str, with_backward: bool) -> int | None:
@@ -287,7 +306,7 @@ def crossover(rows: list[Row], method: str, with_backward: bool) -> int | None:
     return shortest
 
 
-def markdown(rows: list[Row], ceilings: Ceilings, machine: dict[str, Any]) -> str:
+def markdown(rows: list[Row], ceilings: Ceilings, machine: dict[str, Any], failures: list[str]) -> str:
     """Lay out what was measured."""
     lines = ["# The memory's kernels on a GPU", "", "`python benchmarks/operator_gpu.py`", ""]
     lines += [f"- {name}: {value}" for name, value in machine.items()]
@@ -321,11 +340,15 @@ def markdown(rows: list[Row], ceilings: Ceilings, machine: dict[str, Any]) -> st
         method = f"trellis, chunk {chunk_length}"
         found = [crossover(rows, method, with_backward) or "not measured" for with_backward in (False, True)]
         lines.append(f"| {method} | {found[0]} | {found[1]} |")
+    if failures:
+        lines += ["", "## What failed", "", *(f"- {failure}" for failure in failures)]
     return "\n".join(lines) + "\n"
 
 
 def describe_machine() -> dict[str, Any]:
     """Return what the numbers depend on."""
+    import triton
+
     command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=40"]
     commit = subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
     return {
@@ -339,21 +362,38 @@ def describe_machine() -> dict[str, Any]:
     }
 
 
+def why_not() -> str | None:
+    """Say what this machine lacks, or None."""
+    if not torch.cuda.is_available():
+        return "a CUDA device that torch can use"
+    if torch.cuda.get_device_capability() < (8, 0):
+        return "a GPU of compute capability 8.0 or higher"
+    return "Triton" if importlib.util.find_spec("triton") is None else None
+
+
 def main() -> None:
     """Check, measure, write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--tables", nargs="+", choices=("long", "short"), default=["long", "short"])
     parser.add_argument("--longest", type=int, default=LENGTHS[-1], help="longest sequence of the first table")
     parser.add_argument("--output", type=Path, default=RESULTS, help="folder the results go to")
     arguments = parser.parse_args()
-    if not torch.cuda.is_available():
-        sys.exit("this benchmark needs a CUDA device, and there is none")
+    missing = why_not()
+    if missing is not None:
+        sys.exit(f"this benchmark needs {missing}, and there is none here")
     check()
     ceilings, machine = measure_ceilings(), describe_machine()
-    rows = list(all_rows(ceilings, [length for length in LENGTHS if length <= arguments.longest]))
     arguments.output.mkdir(parents=True, exist_ok=True)
-    document = {"machine": machine, "ceilings": asdict(ceilings), "rows": [asdict(row) for row in rows]}
-    (arguments.output / "operator_gpu.json").write_text(json.dumps(document, indent=1) + "\n")
-    (arguments.output / "operator_gpu.md").write_text(markdown(rows, ceilings, machine))
+    rows: list[Row] = []
+    failures: list[str] = []
+    for table, shape in all_shapes(arguments.tables, arguments.longest):
+        rows += measure_shape(table, shape, ceilings, failures)
+        document = {"machine": machine, "ceilings": asdict(ceilings), "rows": [asdict(row) for row in rows]}
+        document["failures"] = failures
+        (arguments.output / "operator_gpu.json").write_text(json.dumps(document, indent=1) + "\n")
+        (arguments.output / "operator_gpu.md").write_text(markdown(rows, ceilings, machine, failures))
+    if any(failure.startswith("trellis") for failure in failures):
+        sys.exit("this package's kernels failed on some shapes: see 'What failed' in operator_gpu.md")
 
 
 if __name__ == "__main__":

@@ -192,12 +192,13 @@ def recorded() -> Iterator[Launch]:
     """Yield what goes into the results.
 
     What a program holds depends on its tile and on whether there are several in a chunk, hardly on the chunk length,
-    so one length stands for all; other dtypes and ln_silu at the paper's sizes.
+    so one length stands for all; other dtypes, ln_silu and the other chunk lengths at the paper's sizes.
     """
     yield from (launch for launch in table() if launch.chunk_length in (1, 64))
     for other in (table(write_activation="ln_silu"), table(dtype="fp32"), table(dtype="fp16")):
         yield from (each for each in other if (each.num_slots, each.head_dim, each.chunk_length) == (64, 64, 64))
-    yield from (each for each in table() if (each.num_slots, each.chunk_length) == (64, 16))
+    for chunk_length in (16, 32, 128):
+        yield from (each for each in table() if (each.num_slots, each.chunk_length) == (64, chunk_length))
 
 
 def markdown(found: dict[Launch, dict[int, Usage]]) -> str:

@@ -44,15 +44,12 @@ def cpu(
 ) -> tuple[Float[Tensor, "batch time head dim"], MemoryState]:
     """Compute ``trellis_memory`` for ``chunk_length=1`` on a CPU, in the dtype of the state."""
     dtype = initial_state.key_memory.dtype
-    # An operator's way through PyTorch costs more than a single token; only gradients and graphs need it.
-    plain = (
-        type(tokens.query) is Tensor
-        and not torch.compiler.is_compiling()
-        and not needs_gradient(*tokens, *initial_state)
-    )
-    forward: Callable[..., tuple[Tensor, Tensor, Tensor]] = (
-        _forward_alone if plain else torch.ops.trellis.memory_cpu_forward
-    )
+    tensors = (*tokens, *initial_state)
+    forward: Callable[..., tuple[Tensor, Tensor, Tensor]]
+    if _needs_dispatcher(tensors):
+        forward = torch.ops.trellis.memory_cpu_forward
+    else:
+        forward = _Recorded.apply if needs_gradient(*tensors) else _forward_alone
     output, *state = forward(
         *(tensor.to(dtype) for tensor in tokens),
         *initial_state,
@@ -115,6 +112,19 @@ def needs_gradient(*tensors: Tensor) -> bool:
     return torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
 
 
+def _needs_dispatcher(tensors: Sequence[Tensor]) -> bool:
+    """Say whether anything but autograd wants to see an operation on these tensors: a graph, a mode, a subclass.
+
+    An operator's way through PyTorch's dispatcher takes longer than a short sequence.
+    """
+    return (
+        torch.compiler.is_compiling()
+        or torch._C._len_torch_dispatch_stack() > 0
+        or torch._C._are_functorch_transforms_active()
+        or any(type(tensor) is not Tensor for tensor in tensors)
+    )
+
+
 def _forward_alone(
     query: Tensor,
     key: Tensor,
@@ -161,8 +171,7 @@ def _(
     return torch.empty_like(query, memory_format=torch.contiguous_format), *_empty_states(key_memory, options[-1])
 
 
-@torch.library.custom_op("trellis::memory_cpu_backward", mutates_args=(), device_types="cpu")
-def _backward(
+def _backward_alone(
     query: Tensor,
     key: Tensor,
     value: Tensor,
@@ -194,6 +203,11 @@ def _backward(
         write_epsilon,
     )
     return [*token_gradients, *state_gradients]
+
+
+_backward = torch.library.custom_op(
+    "trellis::memory_cpu_backward", _backward_alone, mutates_args=(), device_types="cpu"
+)
 
 
 @_backward.register_fake
@@ -244,7 +258,10 @@ def _backward_of_forward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | 
         for gradient, like, is_wanted in zip(gradients, likes, (True, has_final_state, has_final_state), strict=True)
     ]
     with_state = any(ctx.needs_input_grad[6:8])
-    results = torch.ops.trellis.memory_cpu_backward(*inputs, *given, *options, with_state)
+    # With create_graph=True the operator is there to say that it has no derivative.
+    through_dispatcher = torch.is_grad_enabled() or _needs_dispatcher((*inputs, *given))
+    backward = torch.ops.trellis.memory_cpu_backward if through_dispatcher else _backward_alone
+    results = backward(*inputs, *given, *options, with_state)
     states = results[6:] if with_state else (None, None)
     return *results[:6], *states, *(None for _ in ctx.options)
 
@@ -258,3 +275,15 @@ def _refuse_second_derivative(ctx: Any, *gradients: Any) -> None:
 
 _forward.register_autograd(_backward_of_forward, setup_context=_setup_forward)
 _backward.register_autograd(_refuse_second_derivative)
+
+
+class _Recorded(torch.autograd.Function):
+    """The same for autograd alone."""
+
+    @staticmethod
+    def forward(ctx: Any, *inputs: Any) -> tuple[Tensor, Tensor, Tensor]:
+        output = _forward_alone(*inputs)
+        _setup_forward(ctx, inputs, output)
+        return output
+
+    backward = staticmethod(_backward_of_forward)

@@ -24,7 +24,6 @@ from trellis_ts.kernels.memory.cpu_layout import (
     LOG_FORGET,
     NONE,
     NUM_SLOTS,
-    NUM_TOKENS,
     ONE,
     OUTPUT,
     QUERY,
@@ -37,13 +36,15 @@ from trellis_ts.kernels.memory.cpu_layout import (
     ZERO,
 )
 from trellis_ts.kernels.memory.cpu_products import (
+    add_multiples,
     add_outer_products,
-    combine,
     fill_zero,
     inner_product,
     inner_products,
     multiply,
     multiply_transposed,
+    scaled,
+    store_sums,
 )
 from trellis_ts.kernels.memory.cpu_transfer import load_chunk, load_token, save_tokens
 from trellis_ts.kernels.memory.cpu_vectors import WIDTH, load, load_one, store, zero
@@ -75,7 +76,9 @@ def pull_back(scratch, layout, part, memory, gradient, n, with_read_gradient, si
             through += inner_product(scratch, gradient + at, memory + at, dim * WIDTH)
         add_flow(scratch, layout, ZERO, n, through * load(scratch, layout.decay + n * WIDTH))
 
-    inner_products(scratch, layout.products, part.written, n, layout.pull, 2 * n, slots, num_slots)
+    for i in range(0, 2 * n, n):
+        to, vectors = layout.products + i * WIDTH, layout.pull + i * slots
+        inner_products(scratch, to, part.written, vectors, n, slots, num_slots)
     weigh_products(scratch, layout, part, n)
     if gradient >= 0:
         multiply_transposed(scratch, layout.gs, part.written, n, gradient, layout, num_slots, dim)
@@ -86,27 +89,40 @@ def pull_back(scratch, layout, part, memory, gradient, n, with_read_gradient, si
         multiply_transposed(scratch, layout.sz, layout.pull, num_rows, memory, layout, num_slots, dim)
     else:
         fill_zero(scratch, layout.sz, num_rows * dims)
-    row_stride, size = 2 * CHUNK * LANES, dim * WIDTH
+    size = dim * WIDTH
     for t in range(n):
-        row, column = layout.rows + t * dims, layout.products + t * WIDTH
-        own = layout.products + t * row_stride
-        store(scratch, layout.coefficients, decay_between(scratch, layout, t, last))
-        decay = load(scratch, layout.decay + t * WIDTH)
         through = inner_product(scratch, part.rows + t * dims, layout.sz + t * dims, size)
-        add_flow(scratch, layout, ZERO, t, decay * through)
-        combine(
-            scratch, row, layout.sz + t * dims, decay, layout.coefficients, LANES, layout.gs + t * dims, ZERO, ONE, size
-        )
-        one = zero(scratch) + 1.0
-        combine(scratch, row, row, one, column, row_stride, part.rows, dims, t, size)
-        later = part.rows + (t + 1) * dims
-        combine(scratch, row, row, one, own + (t + 1) * WIDTH, LANES, later, dims, last - t, size)
-        reads = part.rows + (n + t) * dims
-        combine(scratch, row, row, one, own + (n + t) * WIDTH, LANES, reads, dims, n - t, size)
+        add_flow(scratch, layout, ZERO, t, load(scratch, layout.decay + t * WIDTH) * through)
+        gather_row(scratch, layout, part, n, t, size)
         if with_read_gradient:
-            decay = load(scratch, layout.decay + (t + 1) * WIDTH)
-            to, start, column = row + n * dims, layout.sz + (n + t) * dims, column + n * WIDTH
-            combine(scratch, to, start, decay, column, row_stride, part.rows, dims, t + 1, size)
+            gather_read_row(scratch, layout, part, n, t, size)
+
+
+@function
+def gather_row(scratch, layout, part, n, t, size):
+    """Compute the gradient of ``w``: what comes by the memories around the chunk and by its other tokens."""
+    dims, row_stride = layout.dims, 2 * CHUNK * WIDTH
+    rows, own, column = part.rows, layout.products + t * row_stride, layout.products + t * WIDTH
+    decay, after = load(scratch, layout.decay + t * WIDTH), layout.decays + ((n - 1) * CHUNK + t) * WIDTH
+    for j in range(0, size, 8 * WIDTH):
+        sums = scaled(scratch, layout.sz + t * dims + j, decay)
+        sums = add_multiples(scratch, sums, after, LANES, layout.gs + t * dims + j, dims, ONE)
+        sums = add_multiples(scratch, sums, column, row_stride, rows + j, dims, t)
+        later, reads = t + 1, n + t
+        sums = add_multiples(scratch, sums, own + later * WIDTH, LANES, rows + later * dims + j, dims, n - later)
+        sums = add_multiples(scratch, sums, own + reads * WIDTH, LANES, rows + reads * dims + j, dims, n - t)
+        store_sums(scratch, layout.rows + t * dims + j, sums)
+
+
+@function
+def gather_read_row(scratch, layout, part, n, t, size):
+    """Compute the gradient of ``x`` likewise: from the memory before the chunk and from the writes up to its token."""
+    dims, column = layout.dims, layout.products + (n + t) * WIDTH
+    decay = load(scratch, layout.decay + (t + 1) * WIDTH)
+    for j in range(0, size, 8 * WIDTH):
+        sums = scaled(scratch, layout.sz + (n + t) * dims + j, decay)
+        sums = add_multiples(scratch, sums, column, 2 * CHUNK * WIDTH, part.rows + j, dims, t + 1)
+        store_sums(scratch, layout.rows + (n + t) * dims + j, sums)
 
 
 @inline
@@ -122,16 +138,19 @@ def pull_back_token(scratch, layout, part, memory, n, t, sizes, epsilon):
     slots, coefficients = layout.slots, layout.coefficients
     size, per_slot = load_one(sizes, NUM_SLOTS) * WIDTH, 1.0 / load_one(sizes, NUM_SLOTS)
     u, gw_start, gw, zbar = part.u + t * slots, layout.gw_start + t * slots, layout.gw, layout.pull + t * slots
+    num_later, later, reads = n - 1 - t, zbar + slots, zbar + n * slots
     for j in range(t, n):
         x = decay_between(scratch, layout, t, j) * inner(scratch, part.gram, t, n + j)
         store(scratch, coefficients + (j - t) * WIDTH, x)
-    decay = decay_between(scratch, layout, t, n - 1)
-    combine(scratch, gw, gw_start, decay, coefficients, LANES, layout.pull + (n + t) * slots, slots, n - t, size)
     for j in range(t + 1, n):
         x = decay_between(scratch, layout, t, j - 1) * inner(scratch, part.gram, t, j)
-        store(scratch, coefficients + (j - t - 1) * WIDTH, x)
-    one = zero(scratch) + 1.0
-    combine(scratch, gw, gw, one, coefficients, LANES, zbar + slots, slots, n - 1 - t, size)
+        store(scratch, coefficients + (n + j - t) * WIDTH, x)
+    decay = decay_between(scratch, layout, t, n - 1)
+    for j in range(0, size, 8 * WIDTH):
+        sums = scaled(scratch, gw_start + j, decay)
+        sums = add_multiples(scratch, sums, coefficients, LANES, reads + j, slots, n - t)
+        sums = add_multiples(scratch, sums, coefficients + (n + 1) * WIDTH, LANES, later + j, slots, num_later)
+        store_sums(scratch, gw + j, sums)
 
     step, to = load(scratch, layout.step + t * WIDTH), layout.step_gradient + t * WIDTH
     store(scratch, to, load(scratch, to) - inner_product(scratch, u, gw, size))
@@ -213,6 +232,7 @@ def backward_chunk(
     layout,
     addresses,
     places,
+    next_places,
     strides,
     sizes,
     epsilon,
@@ -232,12 +252,11 @@ def backward_chunk(
     Of a chunk that ``is_kept``, its replay has left the writes.
     """
     num_slots, dim, slots, dims = load_one(sizes, NUM_SLOTS), load_one(sizes, DIM), layout.slots, layout.dims
-    num_tokens = load_one(sizes, NUM_TOKENS)
-    load_chunk(scratch, layout, addresses, places, strides, sizes, first, n, ONE, BACK)
+    load_chunk(scratch, layout, addresses, places, next_places, strides, sizes, first, n, ONE, BACK)
+    later_places, later = (places, first - CHUNK) if first > 0 else (next_places, ZERO)
     for t in range(n):
         to = layout.value.rows + (n + t) * dims
-        later = first + t - CHUNK if first > 0 else num_tokens
-        load_token(scratch, to, addresses, places, strides, OUTPUT, first + t, later, num_tokens, dim)
+        load_token(scratch, to, addresses, places, strides, OUTPUT, first + t, later_places, later + t, dim)
     if is_kept:
         start_rows(scratch, layout, layout.key, key, n, 2 * n, n, sizes)
         start_rows(scratch, layout, layout.value, value, n, 2 * n, n, sizes)

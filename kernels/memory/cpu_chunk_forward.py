@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from trellis_ts.kernels.memory.cpu_activations import activations, largest_over_rows, over_rows
 from trellis_ts.kernels.memory.cpu_functions import function, inline
-from trellis_ts.kernels.memory.cpu_layout import CHUNK, DIM, LANES, NUM_SLOTS, READ, WRITE, ZERO
+from trellis_ts.kernels.memory.cpu_layout import CHUNK, DIM, NUM_SLOTS, READ, WRITE, ZERO
 from trellis_ts.kernels.memory.cpu_products import (
     add_outer_products,
     combine,
@@ -36,14 +36,15 @@ def inner(scratch, matrix, i, j):
 
 @function
 def start_rows(scratch, layout, part, memory, first, last, n, sizes):
-    """Compute the products of some of a chunk's rows with the memory before it, and those of every w with all rows."""
+    """Compute the products of some of a chunk's 2 n rows with the memory before it, and with every w before them."""
     num_slots, dim, slots, dims = load_one(sizes, NUM_SLOTS), load_one(sizes, DIM), layout.slots, layout.dims
     start = part.start + first * slots
     if memory >= 0:
         multiply(scratch, start, part.rows + first * dims, last - first, memory, layout, num_slots, dim)
     else:
         fill_zero(scratch, start, (last - first) * slots)
-    inner_products(scratch, part.gram, part.rows, n, part.rows, last, dims, dim)
+    for i in range(first, last, n):
+        inner_products(scratch, part.gram + i * WIDTH, part.rows, part.rows + i * dims, n, dims, dim)
 
 
 @function
@@ -62,7 +63,7 @@ def run_writes(scratch, layout, part, memory, n, num_rows, sizes, epsilon):
             x = decay_between(scratch, layout, i, t - 1) * inner(scratch, part.gram, i, t)
             store(scratch, coefficients + i * WIDTH, x)
         decay = load(scratch, layout.decay + t * WIDTH)
-        combine(scratch, z, part.start + t * slots, decay, coefficients, LANES, part.written, slots, t, size)
+        combine(scratch, z, part.start + t * slots, decay, coefficients, part.written, slots, t, size)
         write_gradient(
             scratch,
             z,
@@ -90,7 +91,7 @@ def run_reads(scratch, layout, part, n, sizes):
             store(scratch, layout.coefficients + i * WIDTH, x)
         decay, at = load(scratch, layout.decay + (t + 1) * WIDTH), t * slots
         to, start = part.reads + at, part.start + n * slots + at
-        combine(scratch, to, start, decay, layout.coefficients, LANES, part.written, slots, t + 1, size)
+        combine(scratch, to, start, decay, layout.coefficients, part.written, slots, t + 1, size)
 
 
 @function
@@ -131,10 +132,10 @@ def output_chunk(scratch, layout, memory, n, sizes):
         multiply_transposed(scratch, layout.rows, layout.r, n, memory, layout, num_slots, dim)
     else:
         fill_zero(scratch, layout.rows, n * layout.dims)
-    inner_products(scratch, layout.products, part.written, n, layout.r, n, layout.slots, num_slots)
+    inner_products(scratch, layout.products, part.written, layout.r, n, layout.slots, num_slots)
     for t in range(n):
         for i in range(t + 1):
             x = decay_between(scratch, layout, i, t) * inner(scratch, layout.products, i, t)
             store(scratch, layout.coefficients + i * WIDTH, x)
         decay, row = load(scratch, layout.decay + (t + 1) * WIDTH), layout.rows + t * layout.dims
-        combine(scratch, row, row, decay, layout.coefficients, LANES, part.rows, layout.dims, t + 1, dim * WIDTH)
+        combine(scratch, row, row, decay, layout.coefficients, part.rows, layout.dims, t + 1, dim * WIDTH)

@@ -24,6 +24,7 @@ from trellis_ts.kernels.memory.cpu_layout import (
     NEXT_THREAD,
     NONE,
     NUM_HEADS,
+    NUM_PLACES,
     NUM_ROWS,
     NUM_SLOTS,
     NUM_TOKENS,
@@ -49,7 +50,7 @@ from trellis_ts.kernels.memory.cpu_vectors import WIDTH, after, as_integers, loa
 
 # Numba finds its cache by this file's text alone. So that a change in the files it imports counts as well, here is a
 # digest of theirs; a test says what it has to be.
-IMPORTED = "f5e682ed028306fc"
+IMPORTED = "7360f927338bcce9"
 
 _make_layout, _num_chunks = inline(make_layout), inline(num_chunks)
 
@@ -108,9 +109,12 @@ def forward_rows(problem, places, scratch, first_row, last_row):
     epsilon = load_double(sizes, EPSILON)
     layout = _make_layout(num_slots, dim, NONE)
     key_memory, value_memory = layout.states, layout.states + layout.memory
+    next_places = after(places, NUM_PLACES)
+    find_rows(next_places, sizes, strides, first_row, last_row)
     for row in range(first_row, last_row, WIDTH):
         num_rows = min(WIDTH, last_row - row)
-        find_rows(places, sizes, strides, row, last_row)
+        places, next_places = next_places, places
+        find_rows(next_places, sizes, strides, row + WIDTH, last_row)
         key = value = NONE
         if load_memory(scratch, key_memory, addresses, places, strides, KEY_STATE, num_slots, dim, layout.width):
             key = key_memory
@@ -118,7 +122,7 @@ def forward_rows(problem, places, scratch, first_row, last_row):
             value = value_memory
         for first in range(0, num_tokens, CHUNK):
             n = min(CHUNK, num_tokens - first)
-            load_chunk(scratch, layout, addresses, places, strides, sizes, first, n, ONE, WHOLE)
+            load_chunk(scratch, layout, addresses, places, next_places, strides, sizes, first, n, ONE, WHOLE)
             run_writes(scratch, layout, layout.key, key, n, 2 * n, sizes, epsilon)
             run_reads(scratch, layout, layout.key, n, sizes)
             read_chunk(scratch, layout, n, sizes)
@@ -143,7 +147,7 @@ def replay(scratch, layout, addresses, places, strides, sizes, epsilon, key, val
 
     What the way back needs of them stays where ``layout`` keeps it.
     """
-    load_chunk(scratch, layout, addresses, places, strides, sizes, first, WHOLE, ZERO, WHOLE)
+    load_chunk(scratch, layout, addresses, places, places, strides, sizes, first, WHOLE, ZERO, WHOLE)
     run_writes(scratch, layout, layout.key, key, WHOLE, WHOLE, sizes, epsilon)
     write_chunk(scratch, layout, layout.key, key, key_to, WHOLE, sizes)
     run_writes(scratch, layout, layout.value, value, WHOLE, WHOLE, sizes, epsilon)
@@ -162,9 +166,12 @@ def backward_rows(problem, places, scratch, first_row, last_row):
     chunks = _num_chunks(num_tokens)
     num_segments = (chunks + segment - 1) // segment
     kept = checkpoints + pair * (num_segments + segment)
+    next_places = after(places, NUM_PLACES)
+    find_rows(next_places, sizes, strides, first_row, last_row)
     for row in range(first_row, last_row, WIDTH):
         num_rows = min(WIDTH, last_row - row)
-        find_rows(places, sizes, strides, row, last_row)
+        places, next_places = next_places, places
+        find_rows(next_places, sizes, strides, row + WIDTH, last_row)
         first_value = checkpoints + layout.memory
         has_key = load_memory(scratch, checkpoints, addresses, places, strides, KEY_STATE, num_slots, dim, width)
         has_value = load_memory(scratch, first_value, addresses, places, strides, VALUE_STATE, num_slots, dim, width)
@@ -198,6 +205,7 @@ def backward_rows(problem, places, scratch, first_row, last_row):
                     _make_layout(num_slots, dim, kept + c * layout.kept),
                     addresses,
                     places,
+                    next_places,
                     strides,
                     sizes,
                     epsilon,

@@ -6,6 +6,8 @@ numbers, and ``Layout`` holds the offsets.
 
 from __future__ import annotations
 
+import struct
+from functools import cache
 from typing import NamedTuple
 
 import numpy as np
@@ -17,7 +19,7 @@ CHUNK = 8
 
 # What is handed to a function is a NumPy integer: Numba would compile it anew for every literal it is called with. Only
 # products are called with literal strides on purpose, so that their inner loops have few pointers to step.
-NONE, ZERO, ONE, LANES, WHOLE, BACK = np.array((-1, 0, 1, WIDTH, CHUNK, -CHUNK))
+NONE, ZERO, ONE, TILE, LANES, WHOLE, BACK = np.array((-1, 0, 1, 4, WIDTH, CHUNK, -CHUNK))
 
 # A problem is an array of integers that cpu_run.py writes: sizes and choices (WITH_STATES: whether the forward pass
 # returns final states, or the backward pass the initial ones' gradients), the bits of epsilon as float64, how its rows
@@ -26,14 +28,15 @@ NUM_TOKENS, NUM_HEADS, NUM_SLOTS, DIM, WRITE, READ, SECOND_ORDER, SEGMENT, WITH_
 # Threads take BLOCK rows at a time, counted in NEXT_ROW, and each a part of scratch, counted in NEXT_THREAD.
 NUM_ROWS, BLOCK, NEXT_ROW, NEXT_THREAD, SCRATCH, SCRATCH_BYTES = np.arange(10, 16)
 ADDRESSES = np.int64(16)
-STRIDES = ADDRESSES + 19
-PROBLEM_SIZE = int(STRIDES) + 4 * 11
+NUM_TENSORS, NUM_STRIDED = 19, 11
+STRIDES = ADDRESSES + NUM_TENSORS
+PROBLEM = struct.Struct(f"{EPSILON}qd{ADDRESSES - NUM_ROWS + NUM_TENSORS + 4 * NUM_STRIDED}q")
 # Those tensors:
 QUERY, KEY, VALUE, TARGET, LOG_FORGET, STEP, OUTPUT, KEY_STATE, VALUE_STATE, KEY_FINAL, VALUE_FINAL = np.arange(11)
-NUM_STRIDED = 11
 # Beside the places of strided tensors, those of rows in results: in steps of one row's numbers.
 TOKEN_RESULTS, STATE_RESULTS = np.arange(11, 13)
-PLACES_BYTES = 13 * WIDTH * 8
+NUM_PLACES = np.int64(13 * WIDTH)
+PLACES_BYTES = 2 * 8 * int(NUM_PLACES)  # of these rows and of those after them
 # In the forward pass OUTPUT, KEY_FINAL and VALUE_FINAL are results; in the backward pass they hold gradients, and these
 # follow: of the six inputs and the two states.
 GRADIENTS = np.int64(11)
@@ -49,18 +52,18 @@ class Pass(NamedTuple):
 
     rows: int  # [2 n, dim]: every w, then every x
     start: int  # [2 n, slot]: every row times the memory before the chunk
-    z: int  # [n, slot]; this and the next three lie side by side
+    z: int  # [n, slot]; this and the next four lie side by side
     gate: int  # [n, slot]: sigmoid of z
     u: int  # [n, slot]
     written: int  # [n, slot]: -g u, what is written along w
+    gram: int  # [n, 2 n]: inner products of w with every row that is not before it
     reads: int  # [n, slot]: x times the memory after the token's write
-    gram: int  # [n, 2 n]: inner products of w with every row
 
 
 class Layout(NamedTuple):
     """Where everything lies in scratch, and strides; all in numbers."""
 
-    slots: int  # one vector over slots, its length filled up to a multiple of four
+    slots: int  # one vector over slots, its length filled up to a multiple of eight
     dims: int  # one vector over features, likewise
     width: int  # from one slot of a memory to the next
     memory: int  # one memory
@@ -93,7 +96,7 @@ class Layout(NamedTuple):
 
 @register_jitable
 def make_pass(at, kept, slots, dims):
-    """Return where one pass keeps its data: from ``at`` on, but z to written from ``kept`` on."""
+    """Return where one pass keeps its data: from ``at`` on, but z to gram from ``kept`` on."""
     n = CHUNK
     start = at + 2 * n * dims
     return Pass(
@@ -103,26 +106,26 @@ def make_pass(at, kept, slots, dims):
         gate=kept + n * slots,
         u=kept + 2 * n * slots,
         written=kept + 3 * n * slots,
+        gram=kept + 4 * n * slots,
         reads=start + 2 * n * slots,
-        gram=start + 3 * n * slots,
     )
 
 
 def make_layout(num_slots, dim, kept):
     """Return where everything lies for memories of this size; what is kept of a chunk at ``kept`` unless negative."""
     # Two vectors more than there are features or slots, lest all rows' data fall into the same few cache lines.
-    slots, dims = ((num_slots + 3) // 4 * 4 + 2) * WIDTH, ((dim + 3) // 4 * 4 + 2) * WIDTH
+    slots, dims = ((num_slots + 7) // 8 * 8 + 2) * WIDTH, ((dim + 7) // 8 * 8 + 2) * WIDTH
     width = dims
     n = CHUNK
     at = n * slots  # the target comes first
     forget, step, decay, decays = at, at + n * WIDTH, at + 2 * n * WIDTH, at + (3 * n + 1) * WIDTH
     at = decays + n * n * WIDTH
-    size = 2 * n * dims + 3 * n * slots + 2 * n * n * WIDTH
-    r = at + 2 * size + 8 * n * slots
+    size, kept_size = 2 * n * dims + 3 * n * slots, 4 * n * slots + 2 * n * n * WIDTH
+    r = at + 2 * size + 2 * kept_size
     if kept < 0:
         kept = at + 2 * size
     key = make_pass(at, kept, slots, dims)
-    value = make_pass(at + size, kept + 4 * n * slots, slots, dims)
+    value = make_pass(at + size, kept + kept_size, slots, dims)
     read_scale = r + 2 * n * slots
     scaled = read_scale + 3 * n * WIDTH
     products = scaled + 2 * n * slots
@@ -139,7 +142,7 @@ def make_layout(num_slots, dim, kept):
         dims=dims,
         width=width,
         memory=(num_slots + 3) // 4 * 4 * width,
-        kept=8 * n * slots,
+        kept=2 * kept_size,
         target=0,
         forget=forget,
         step=step,
@@ -167,12 +170,14 @@ def make_layout(num_slots, dim, kept):
     )
 
 
+@cache
 def forward_scratch_size(num_slots: int, dim: int) -> int:
     """Return how many numbers a thread needs in the forward pass: its work and both memories of eight rows."""
     layout = make_layout(num_slots, dim, -1)
     return layout.states + 2 * layout.memory
 
 
+@cache
 def backward_scratch_size(num_slots: int, dim: int, num_tokens: int, segment: int) -> int:
     """Return how many numbers a thread needs in the backward pass.
 
@@ -184,6 +189,7 @@ def backward_scratch_size(num_slots: int, dim: int, num_tokens: int, segment: in
     return layout.states + 2 * layout.memory * (1 + num_segments + segment) + layout.kept * segment
 
 
+@cache
 def chunk_size(num_slots: int, dim: int) -> int:
     """Return how many numbers the backward pass holds per chunk of eight rows: both memories and what is kept."""
     layout = make_layout(num_slots, dim, -1)

@@ -6,7 +6,6 @@ Numba is imported, and anything compiled, only when the first call runs.
 from __future__ import annotations
 
 import ctypes
-import itertools
 import logging
 import math
 import os
@@ -68,7 +67,7 @@ def run_forward(
     inputs, strides = _strided([*tokens, output, *states])
     _run_sequences(
         kernel,
-        choices=(*sizes, *activations, True, 1, final_states[0].numel() > 0, _bits(epsilon)),
+        choices=(*sizes, *activations, True, 1, final_states[0].numel() > 0, epsilon),
         tensors=(*inputs, *final_states),
         strides=strides,
         num_rows=len(output) * num_heads,
@@ -98,7 +97,7 @@ def run_backward(
     inputs, strides = _strided([*tokens, output_gradient, *states, *final_gradients])
     _run_sequences(
         kernel,
-        choices=(*sizes, *activations, second_order, segment, state_gradients[0].numel() > 0, _bits(epsilon)),
+        choices=(*sizes, *activations, second_order, segment, state_gradients[0].numel() > 0, epsilon),
         tensors=(*inputs, *token_gradients, *state_gradients),
         strides=strides,
         num_rows=len(output_gradient) * num_heads,
@@ -144,9 +143,6 @@ def _bits(number: float) -> int:
     return bits
 
 
-_NUMPY_DTYPES = {torch.float32: np.float32, torch.float64: np.float64}
-
-
 class KernelName(Enum):
     """What is compiled by itself, and how long that takes."""
 
@@ -159,20 +155,23 @@ _kernels: dict[tuple[KernelName, torch.dtype], Kernel] = {}
 _building = threading.Lock()
 
 
-def precompile(dtype: torch.dtype = torch.float32, *, backward: bool = True) -> None:
-    """Compile ahead what ``implementation="cpu"`` needs for sequences, which the first call does otherwise.
+def precompile(dtype: torch.dtype = torch.float32, *, backward: bool = True, step: bool = False) -> None:
+    """Compile ahead what ``implementation="cpu"`` needs, which the first call does otherwise.
 
-    That takes a quarter of a minute, once per machine, or as long as finding it in Numba's cache; nothing is done where
-    Numba is not installed.
+    For sequences that takes a quarter of a minute, for steps some seconds, once per machine, or as long as finding it
+    in Numba's cache; nothing is done where Numba is not installed.
 
     Args:
         dtype: of the inputs; bfloat16 and float16 are computed in float32.
-        backward: whether gradients will be wanted; without them it takes half as long.
+        backward: whether gradients will be wanted; without them sequences take half as long.
+        step: compile ``trellis_memory_step`` instead, for slots and head dimensions that are multiples of eight; others
+            step by way of a sequence of one token.
     """
-    if HAS_NUMBA:
-        _kernel(KernelName.FORWARD, STATE_DTYPES[dtype])
-        if backward:
-            _kernel(KernelName.BACKWARD, STATE_DTYPES[dtype])
+    if not HAS_NUMBA:
+        return
+    names = [KernelName.STEP] if step else [KernelName.FORWARD, *([KernelName.BACKWARD] if backward else [])]
+    for name in names:
+        _kernel(name, STATE_DTYPES[dtype])
 
 
 def _kernel(name: KernelName, dtype: torch.dtype) -> Kernel:
@@ -232,38 +231,53 @@ def segment_length(num_chunks: int, chunk_bytes: int) -> int:
     return num_chunks if num_chunks * chunk_bytes <= _CHUNKS_BYTES else max(1, math.isqrt(num_chunks))
 
 
-def _strided(tensors: Sequence[Tensor]) -> tuple[list[Tensor], list[tuple[int, ...]]]:
+def _strided(tensors: Sequence[Tensor]) -> tuple[list[Tensor], list[int]]:
     """Return tensors whose tokens' last axis is contiguous, and strides over the first three axes, or all of four."""
     ready = [
         tensor.contiguous() if index < _NUM_TOKEN_TENSORS and tensor.ndim == 4 and tensor.stride(3) != 1 else tensor
         for index, tensor in enumerate(tensors)
     ]
-    return ready, [(*tensor.stride(), 0)[:4] for tensor in ready]
+    strides: list[int] = []
+    for tensor in ready:
+        strides += (*tensor.stride(), 0)[:4]
+    return ready, strides
 
 
 def _run_sequences(
     kernel: Kernel,
     *,
-    choices: tuple[int, ...],
+    choices: tuple[int | float, ...],
     tensors: Sequence[Tensor],
-    strides: list[tuple[int, ...]],
+    strides: list[int],
     num_rows: int,
     work_per_row: int,
     scratch_size: int,
 ) -> None:
-    from trellis_ts.kernels.memory.cpu_layout import ADDRESSES, PLACES_BYTES, PROBLEM_SIZE, STRIDES
+    from trellis_ts.kernels.memory.cpu_layout import NUM_STRIDED, NUM_TENSORS, PLACES_BYTES, PROBLEM
 
-    dtype = tensors[0].dtype
     num_groups = -(-num_rows // _LANES)
     num_threads = max(1, min(torch.get_num_threads(), num_groups, num_rows * work_per_row // _LEAST_WORK_PER_THREAD))
-    thread_bytes = PLACES_BYTES + -(-scratch_size * dtype.itemsize // 64) * 64
-    problem = np.zeros(PROBLEM_SIZE, dtype=np.int64)
-    with _scratch(num_threads * thread_bytes // dtype.itemsize, dtype) as scratch:
-        block = _block(num_groups, num_threads, _LANES)
-        problem[:ADDRESSES] = (*choices, num_rows, block, 0, 0, scratch.ctypes.data, thread_bytes)
-        problem[ADDRESSES : ADDRESSES + len(tensors)] = [tensor.data_ptr() for tensor in tensors]
-        problem[STRIDES : STRIDES + 4 * len(strides)] = list(itertools.chain.from_iterable(strides))
-        _together(kernel, problem.ctypes.data, num_threads)
+    thread_bytes = _round_up(PLACES_BYTES + scratch_size * tensors[0].itemsize)
+    problem_bytes = _round_up(PROBLEM.size)
+    block = _block(num_groups, num_threads, _LANES)
+    memory, start, address = lent = _lend(problem_bytes + num_threads * thread_bytes)
+    PROBLEM.pack_into(
+        memory,
+        start,
+        *choices,
+        *(num_rows, block, 0, 0, address + problem_bytes, thread_bytes),
+        *map(Tensor.data_ptr, tensors),
+        *[0] * (NUM_TENSORS - len(tensors)),
+        *strides,
+        *[0] * (4 * NUM_STRIDED - len(strides)),
+    )
+    _together(kernel, address, num_threads)
+    _take_back(lent)
+
+
+def _round_up(num_bytes: int) -> int:
+    """Return the next multiple of a cache line."""
+    return -(-num_bytes // 64) * 64
 
 
 def _block(num_groups: int, num_threads: int, rows_per_group: int) -> int:
@@ -314,20 +328,25 @@ def _pool(process: int, num_workers: int) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(num_workers, thread_name_prefix="trellis-memory")
 
 
-_free_scratch: list[Any] = []
+_Lent = tuple[Any, int, int]
+_free: list[_Lent] = []
 
 
-@contextmanager
-def _scratch(count: int, dtype: torch.dtype) -> Iterator[Any]:
-    """Lend uninitialised numbers from a multiple of 64 bytes on, so that no vector straddles two cache lines.
+def _lend(num_bytes: int) -> _Lent:
+    """Return memory for a call: an array, and from where on, as an index and as an address, it starts a cache line.
 
-    They are kept for the next call, because fresh memory costs a page fault every 4 KiB.
+    It is kept for the next call, because fresh memory costs a page fault every 4 KiB.
     """
-    num_bytes = count * dtype.itemsize + 64
-    memory = _free_scratch.pop() if _free_scratch else np.empty(0, dtype=np.uint8)
-    if len(memory) < num_bytes:
-        memory = np.empty(num_bytes, dtype=np.uint8)
-    start = -memory.ctypes.data % 64
-    yield memory[start : start + num_bytes - 64].view(_NUMPY_DTYPES[dtype])
-    if len(memory) <= _MOST_KEPT_BYTES:
-        _free_scratch.append(memory)
+    if _free:
+        lent = _free.pop()
+        if len(lent[0]) - lent[1] >= num_bytes:
+            return lent
+    memory = np.empty(num_bytes + 64, dtype=np.uint8)
+    address = memory.ctypes.data
+    start = -address % 64
+    return memory, start, address + start
+
+
+def _take_back(lent: _Lent) -> None:
+    if len(lent[0]) <= _MOST_KEPT_BYTES:
+        _free.append(lent)

@@ -156,36 +156,27 @@ def save_memory(scratch, source, addresses, places, tensor, num_slots, dim, widt
 
 
 @function
-def load_chunk(scratch, layout, addresses, places, strides, sizes, first, n, with_reads, ahead):
+def load_chunk(scratch, layout, addresses, places, next_places, strides, sizes, first, n, with_reads, ahead):
     """Copy a chunk's tokens, ``with_reads`` also what reads multiply by, and form the products of forget gates.
 
     The value pass has reads of its own in the backward pass only. The same tokens are asked for ``ahead`` tokens from
-    here, where the walk over chunks will come next.
+    here, where the walk over chunks will come next, or at the start of the next rows where it ends.
     """
     num_slots, dim, dims = load_one(sizes, NUM_SLOTS), load_one(sizes, DIM), layout.dims
-    num_tokens = load_one(sizes, NUM_TOKENS)
     key_rows, value_rows = layout.key.rows, layout.value.rows
+    last = load_one(sizes, NUM_TOKENS) - 1
+    later_places, begin = next_places, first * 0
+    if first + ahead >= 0 and first + ahead <= last:
+        later_places, begin = places, first + ahead
     for t in range(n):
-        time = first + t
-        later = min(time + ahead, num_tokens) if time + ahead >= 0 else num_tokens
-        load_token(scratch, key_rows + t * dims, addresses, places, strides, KEY, time, later, num_tokens, dim)
-        load_token(scratch, value_rows + t * dims, addresses, places, strides, VALUE, time, later, num_tokens, dim)
+        time, later = first + t, min(begin + t, last)
+        load_token(scratch, key_rows + t * dims, addresses, places, strides, KEY, time, later_places, later, dim)
+        load_token(scratch, value_rows + t * dims, addresses, places, strides, VALUE, time, later_places, later, dim)
         if with_reads:
-            load_token(
-                scratch, key_rows + (n + t) * dims, addresses, places, strides, QUERY, time, later, num_tokens, dim
-            )
-        load_token(
-            scratch,
-            layout.target + t * layout.slots,
-            addresses,
-            places,
-            strides,
-            TARGET,
-            time,
-            later,
-            num_tokens,
-            num_slots,
-        )
+            to = key_rows + (n + t) * dims
+            load_token(scratch, to, addresses, places, strides, QUERY, time, later_places, later, dim)
+        to = layout.target + t * layout.slots
+        load_token(scratch, to, addresses, places, strides, TARGET, time, later_places, later, num_slots)
         load_gates(scratch, layout.forget + t * WIDTH, addresses, places, strides, LOG_FORGET, time)
         load_gates(scratch, layout.step + t * WIDTH, addresses, places, strides, STEP, time)
     decay = zero(scratch) + 1.0
@@ -201,11 +192,10 @@ def load_chunk(scratch, layout, addresses, places, strides, sizes, first, n, wit
 
 
 @inline
-def load_token(scratch, to, addresses, places, strides, tensor, time, later, num_tokens, count):
+def load_token(scratch, to, addresses, places, strides, tensor, time, later_places, later, count):
     address, stride = load_one(addresses, tensor), load_one(strides, 4 * tensor + 1)
     load_rows(scratch, to, address, places, tensor, time * stride, count)
-    if later < num_tokens:
-        prefetch_rows(scratch, address, places, tensor, later * stride, count)
+    prefetch_rows(scratch, address, later_places, tensor, later * stride, count)
 
 
 @inline

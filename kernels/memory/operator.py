@@ -95,16 +95,13 @@ def trellis_memory(
         BackendError: ``implementation`` is unknown or cannot run this call.
     """
     tokens = Tokens(query, key, value, target, log_forget, step_size)
-    options = Options(write_activation, read_activation, write_epsilon, chunk_length, second_order, final_state)
-    sizes = check_tokens(tokens, has_time=True)
+    settings = (write_activation, read_activation, write_epsilon, chunk_length, second_order, final_state)
+    entry, options, _ = _checked(tokens, initial_state, settings, implementation, has_time=True)
     if initial_state is None:
-        shape = (sizes["batch"], sizes["head"], sizes["slot"], sizes["dim"])
+        shape = (len(query), query.shape[2], target.shape[3], query.shape[3])
         zero = query.new_zeros((), dtype=STATE_DTYPES[query.dtype]).expand(shape)
         initial_state = MemoryState(zero, zero)
-    else:
-        check_state("initial_state", initial_state, query, sizes)
-    chosen = dispatch.choose(implementation, _problem(tokens, options))
-    output, state = dispatch.IMPLEMENTATIONS[chosen].run(tokens, MemoryState(*initial_state), options)
+    output, state = entry.run(tokens, MemoryState(*initial_state), options)
     if not final_state:
         unknown = query.new_full((), math.nan, dtype=STATE_DTYPES[query.dtype]).expand(initial_state[0].shape)
         state = MemoryState(unknown, unknown)
@@ -155,7 +152,7 @@ def trellis_memory_step(
     """
     tokens = Tokens(query, key, value, target, log_forget, step_size)
     settings = (write_activation, read_activation, write_epsilon, 1, second_order)
-    entry, options, step = _checked_step(tokens, state, settings, implementation)
+    entry, options, step = _checked(tokens, state, settings, implementation, has_time=False)
     if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (*tokens, *state)):
         if inplace:
             raise ConfigError(
@@ -173,38 +170,49 @@ def trellis_memory_step(
 
 
 _Checked = tuple[dispatch.Entry, Options, RunStep | None]
-# What the checks of a step and the choice of its implementation look at, and what came of them. A model decodes with
-# the same shapes token after token, and to look at them again costs more than the step.
-_checked_steps: dict[tuple[Any, ...], _Checked] = {}
-_MOST_CHECKED_STEPS = 256
+# What the checks of a call and the choice of its implementation look at, and what came of them. A model asks for the
+# same shapes again and again, and to look at them anew costs more than a step, or a tenth of a short sequence.
+_checked_calls: dict[tuple[Any, ...], _Checked] = {}
+_MOST_CHECKED_CALLS = 256
 _shape, _dtype, _device, _is_cpu = map(attrgetter, ("shape", "dtype", "device", "is_cpu"))
 
 
-def _checked_step(
-    tokens: Tokens, state: MemoryState, settings: tuple[Any, ...], implementation: Implementation
+def _checked(
+    tokens: Tokens,
+    state: MemoryState | None,
+    settings: tuple[Any, ...],
+    implementation: Implementation,
+    *,
+    has_time: bool,
 ) -> _Checked:
     if torch.compiler.is_compiling():
-        return _check_step(tokens, state, Options(*settings), implementation)
+        return _check(tokens, state, Options(*settings), implementation, has_time)
     try:
-        tensors = (*tokens, *state)
+        tensors = tokens if state is None else (*tokens, *state)
         places = map(_is_cpu if tokens.query.is_cpu else _device, tensors)  # a device takes longer to look at
-        seen = (implementation, settings, *map(_shape, tensors), *map(_dtype, tensors), *places)
+        kinds = (has_time, type(state), implementation, settings, *map(type, settings))  # 1 is not 1.0
+        seen = (kinds, *map(_shape, tensors), *map(_dtype, tensors), *places)
+        checked = _checked_calls.get(seen)
     except (AttributeError, TypeError):  # something among them is no tensor; the checks say what
-        return _check_step(tokens, state, Options(*settings), implementation)
-    checked = _checked_steps.get(seen)
+        return _check(tokens, state, Options(*settings), implementation, has_time)
     if checked is None:
-        checked = _check_step(tokens, state, Options(*settings), implementation)
-        if len(_checked_steps) == _MOST_CHECKED_STEPS:
-            _checked_steps.clear()
-        _checked_steps[seen] = checked
+        checked = _check(tokens, state, Options(*settings), implementation, has_time)
+        if len(_checked_calls) == _MOST_CHECKED_CALLS:
+            _checked_calls.clear()
+        _checked_calls[seen] = checked
     return checked
 
 
-def _check_step(tokens: Tokens, state: MemoryState, options: Options, implementation: Implementation) -> _Checked:
-    check_state("state", state, tokens.query, check_tokens(tokens, has_time=False))
-    problem = _problem(Tokens(*(tensor.unsqueeze(1) for tensor in tokens)), options)
+def _check(
+    tokens: Tokens, state: MemoryState | None, options: Options, implementation: Implementation, has_time: bool
+) -> _Checked:
+    sizes = check_tokens(tokens, has_time=has_time)
+    if state is not None or not has_time:
+        check_state("initial_state" if has_time else "state", state, tokens.query, sizes)
+    problem = _problem(tokens if has_time else Tokens(*(tensor.unsqueeze(1) for tensor in tokens)), options)
     entry = dispatch.IMPLEMENTATIONS[dispatch.choose(implementation, problem)]
-    return entry, options, None if entry.plan_step is None else entry.plan_step(problem)
+    plan = None if has_time else entry.plan_step
+    return entry, options, None if plan is None else plan(problem)
 
 
 def _problem(tokens: Tokens, options: Options) -> Problem:

@@ -15,9 +15,15 @@ import torch
 from trellis_ts import config, kernels
 from trellis_ts.errors import BackendError
 from trellis_ts.kernels import dispatch, implementations, trellis_memory
-from trellis_ts.kernels.memory import cpu
+from trellis_ts.kernels.memory import cpu, operator
 from trellis_ts.kernels.memory.reference import reference
 from trellis_ts.kernels.memory.types import ReadActivation, WriteActivation
+
+
+@pytest.fixture(autouse=True)
+def nothing_remembered(monkeypatch):
+    """The operator keeps the choice it made for a call's shapes; here the choices themselves change."""
+    monkeypatch.setattr(operator, "_checked_calls", {})
 
 
 @pytest.fixture

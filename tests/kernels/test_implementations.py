@@ -13,15 +13,14 @@ import subprocess
 import sys
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
 
-import numpy
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from trellis_ts.errors import BackendError, ConfigError
-from trellis_ts.kernels import MemoryState, implementations, trellis_memory, trellis_memory_step
+from trellis_ts.kernels import MemoryState, implementations, precompile, trellis_memory, trellis_memory_step
 from trellis_ts.kernels.memory import cpu_layout, cpu_run
 
 # Those that compute the exact recurrence of every activation on this machine.
@@ -314,6 +313,37 @@ def test_the_gradient_has_no_derivative(make_inputs):
         gradient.sum().backward()
 
 
+def test_modes_see_the_operators_which_autograd_alone_goes_past(make_inputs):
+    seen = set()
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            seen.add(function)
+            return function(*args, **(kwargs or {}))
+
+    def evaluate_here():
+        inputs = {key: tensor.clone().requires_grad_() for key, tensor in make_inputs().items()}
+        output, _ = trellis_memory(**inputs, implementation="cpu")
+        return output, *torch.autograd.grad(output.square().sum(), list(inputs.values()))
+
+    expected = evaluate_here()
+    with Watch():
+        actual = evaluate_here()
+    operators = torch.ops.trellis
+    assert {operators.memory_cpu_forward.default, operators.memory_cpu_backward.default} <= seen
+    assert all(map(torch.equal, actual, expected))
+
+
+def test_precompiling_builds_what_is_asked_for(monkeypatch):
+    asked = []
+    monkeypatch.setattr(cpu_run, "_kernel", lambda name, dtype: asked.append((name.name, dtype)))
+    precompile()
+    precompile(torch.bfloat16, backward=False)
+    precompile(torch.float64, step=True)
+    both = [("FORWARD", torch.float32), ("BACKWARD", torch.float32)]
+    assert asked == [*both, ("FORWARD", torch.float32), ("STEP", torch.float64)]
+
+
 @pytest.mark.parametrize("name", [*FAST, "reference"])
 def test_outputs_and_gradients_are_the_same_without_a_final_state(name, make_inputs, make_state):
     inputs, state = make_inputs(time=19, slot=13, dim=9), make_state(slot=13, dim=9)
@@ -456,11 +486,14 @@ def test_memory_beyond_inputs_outputs_and_gradients_is_bounded():
 
 
 def test_nothing_in_scratch_is_read_before_it_is_written(compare, monkeypatch):
-    @contextmanager
-    def poisoned_scratch(count, dtype):
-        yield numpy.full(count, numpy.nan, dtype=str(dtype).removeprefix("torch."))
+    lend = cpu_run._lend
 
-    monkeypatch.setattr(cpu_run, "_scratch", poisoned_scratch)
+    def lend_poisoned(num_bytes):
+        lent = lend(num_bytes)
+        lent[0].fill(255)  # nan to whoever takes it for numbers
+        return lent
+
+    monkeypatch.setattr(cpu_run, "_lend", lend_poisoned)
     case = {"dtype": torch.float64, "read_activation": "ln_silu", "second_order": True, "chunk_length": 1}
     for write_activation in FACTORS["write_activation"]:
         compare("cpu", {**case, "write_activation": write_activation, "time": 23, "slot": 9, "dim": 5})

@@ -18,7 +18,7 @@ from scipy.special import erf
 from torch import nn
 
 from trellis_ts.heads import center_index
-from trellis_ts.kernels import MemoryState, trellis_memory_step
+from trellis_ts.kernels import MemoryState, precompile, trellis_memory_step
 from trellis_ts.layers.causal import CausalBlock
 from trellis_ts.scaling import FLOOR_CONTEXTS, LEAST_OBSERVED, ROUNDING, SCALE_FLOOR
 
@@ -108,6 +108,8 @@ class Engine:
         )
         self._tail_shape = (len(self.layers), *start.layers[0].tail.shape[1:])
         self._decay = 2.0 ** (-self.patch / (FLOOR_CONTEXTS * self.context))
+        if self.layers:
+            precompile(self.torch_dtype, step=True)  # on the first run on a machine, before a patch waits for it
 
     def start(self, num_rows: int) -> Rows:
         """Rows before their first step."""
