@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from trellis_ts.errors import BackendError
-from trellis_ts.kernels.memory.cpu_run import HAS_NUMBA, plan_step, run_backward, run_forward
+from trellis_ts.kernels.memory.cpu_run import HAS_NUMBA, in_large_pages, plan_step, run_backward, run_forward
 from trellis_ts.kernels.memory.types import (
     STATE_DTYPES,
     MemoryState,
@@ -140,7 +140,7 @@ def _forward_alone(
     write_epsilon: float,
     final_state: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    output = torch.empty_like(query, memory_format=torch.contiguous_format)
+    output = in_large_pages(torch.empty_like(query, memory_format=torch.contiguous_format))
     final_states = _empty_states(key_memory, final_state)
     run_forward(
         (query, key, value, target, log_forget, step_size),
@@ -191,6 +191,8 @@ def _backward_alone(
 ) -> list[Tensor]:
     tokens = (query, key, value, target, log_forget, step_size)
     token_gradients, state_gradients = _empty_gradients(tokens, key_memory, with_state)
+    for gradient in token_gradients:
+        in_large_pages(gradient)
     run_backward(
         tokens,
         (key_memory, value_memory),
