@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, get_args
 
 import torch
@@ -45,7 +45,7 @@ def cpu(
     """Compute ``trellis_memory`` for ``chunk_length=1`` on a CPU, in the dtype of the state."""
     dtype = initial_state.key_memory.dtype
     tensors = (*tokens, *initial_state)
-    forward: Callable[..., tuple[Tensor, Tensor, Tensor]]
+    forward: Any
     if _needs_dispatcher(tensors):
         forward = torch.ops.trellis.memory_cpu_forward
     else:
@@ -262,7 +262,7 @@ def _backward_of_forward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | 
     with_state = any(ctx.needs_input_grad[6:8])
     # With create_graph=True the operator is there to say that it has no derivative.
     through_dispatcher = torch.is_grad_enabled() or _needs_dispatcher((*inputs, *given))
-    backward = torch.ops.trellis.memory_cpu_backward if through_dispatcher else _backward_alone
+    backward: Any = torch.ops.trellis.memory_cpu_backward if through_dispatcher else _backward_alone
     results = backward(*inputs, *given, *options, with_state)
     states = results[6:] if with_state else (None, None)
     return *results[:6], *states, *(None for _ in ctx.options)
