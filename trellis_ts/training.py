@@ -175,11 +175,12 @@ def fit(
         trainer.fit(module, data, ckpt_path=state if resume else None)
         if module.anomalies is not None:
             module.anomalies.remove()
-        if best.weights is None or not best.num_finite:
-            raise TrellisError("training diverged: the validation loss is not a number; lower --learning-rate")
+        stop_reason: StopReason = reports.stop_reason or patience.reason or "epochs"
+        if best.weights is None or not best.num_finite or (stop_reason == "diverged" and not best.epoch):
+            raise TrellisError("training diverged: losses are no longer finite; lower --learning-rate")
         model.load_state_dict(best.weights)
         summary = TrainingSummary(
-            stop_reason=reports.stop_reason or patience.reason or "epochs",
+            stop_reason=stop_reason,
             num_epochs=reports.num_epochs,
             best_epoch=best.epoch,
             validation_loss=best.validation_loss,
