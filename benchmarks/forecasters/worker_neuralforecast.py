@@ -40,6 +40,7 @@ from neuralforecast.models import NHITS, PatchTST
 
 _PROBED_STEPS = 12
 _MOST_STEPS = 3000
+_LONG = 10_000
 # Rows of history handed over for a forecast, in contexts.
 _CONTEXTS_READ = 2
 
@@ -82,8 +83,11 @@ def model_of(name: str, settings: str, job: Job, shortest: int, *, max_steps: in
             "scaler_type": "standard" if name == "nhits" else "identity",  # PatchTST normalises each window itself
             "learning_rate": 1e-3 if name == "nhits" else 5e-4,
             "num_lr_decays": 4,
-            "batch_size": 64,
-            "windows_batch_size": 512 if name == "nhits" else 128,
+            # A step cuts all windows of this many series before it draws some: few series make many more steps, and so
+            # do windows further apart where a series is long (by a number of rows that shares no factor with a season).
+            "batch_size": 8,
+            "step_size": 11 if shortest > _LONG else 1,
+            "windows_batch_size": 256 if name == "nhits" else 128,
         }
         if name == "nhits":
             shared["futr_exog_list"] = [*job.known, *calendar(np.array([], "datetime64[ns]"))]
