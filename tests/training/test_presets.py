@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import numpy as np
+import pandas as pd
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from trellis_ts.config import ExperimentConfig
 from trellis_ts.errors import ConfigError
+from trellis_ts.forecaster import Forecaster
 from trellis_ts.preparation import prepare
 from trellis_ts.presets import PRESET_SETTINGS, DataFacts, choose_settings
 
@@ -73,3 +77,31 @@ def test_an_unknown_preset_is_refused_with_the_nearest():
         ExperimentConfig.of(preset="acurate")
     with pytest.raises(ConfigError, match="there are fast, balanced, accurate"):
         ExperimentConfig.of(preset="xyz")
+
+
+@pytest.mark.parametrize("poison", [np.nan, 1e9])
+def test_rows_held_out_for_the_test_move_no_choice_and_no_weight(poison):
+    """Lengths, seasons, sizes, the start of the skip, steps, weights and bands are those of the rows before."""
+    steps = np.arange(200)
+    rng = np.random.default_rng(0)
+    parts = [
+        pd.DataFrame(
+            {
+                "shop": shop,
+                "day": pd.date_range("2024-01-01", periods=200),
+                "units": level + 10 * np.sin(2 * np.pi * steps / 7) + rng.normal(size=200),
+            }
+        )
+        for shop, level in (("north", 50), ("south", 90))
+    ]
+    clean = pd.concat(parts, ignore_index=True)
+    poisoned = clean.copy()
+    poisoned.loc[poisoned.groupby("shop").cumcount() >= 170, "units"] = poison
+    settings = {"id": "shop", "test_size": 30, "prediction_length": 7, "max_epochs": 1, "windows_per_epoch": 64}
+    one, other = (Forecaster.fit(each, preset="fast", **settings).checkpoint for each in (clean, poisoned))
+    assert one.experiment == other.experiment
+    assert one.model.shape == other.model.shape
+    assert one.data == other.data
+    assert one.calibration == other.calibration
+    weights = other.model.state_dict()
+    assert all(torch.equal(each, weights[name]) for name, each in one.model.state_dict().items())
