@@ -67,6 +67,7 @@ def check_streaming(config: ModelConfig, shape: WindowShape) -> None:
         (config.mixer != "trellis", f"mixer={config.mixer}", "only trellis carries a state of fixed size"),
         (config.channel_mixing != "none", f"channel_mixing={config.channel_mixing}", "channels are forecast apart"),
         (config.chunk_length != 1, f"chunk_length={config.chunk_length}", "the memory is carried token by token"),
+        (config.transform != "none", f"transform={config.transform}", "values are read as they are"),
         (not config.instance_norm, "instance_norm=false", "the running normalisation cannot be left out"),
         (
             shape.patch_stride != shape.patch_length,

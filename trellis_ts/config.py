@@ -15,6 +15,7 @@ from typing import Any, ClassVar, Literal, get_args
 from trellis_ts.errors import ConfigError
 
 Mode = Literal["window", "streaming"]
+Transform = Literal["none", "asinh"]
 Mixer = Literal["trellis", "attention", "gsa", "linear", "none"]
 Activation = Literal["identity", "silu", "ln_silu"]
 ReadActivation = Literal["ln_silu", "l2_silu", "softmax"]
@@ -227,6 +228,9 @@ class ModelConfig(Closed):
     """Add a learned vector to each patch position."""
     instance_norm: bool = True
     """Remove each context's own mean and standard deviation, and put them back on the forecast."""
+    transform: Transform = "none"
+    """asinh reads and forecasts the inverse hyperbolic sine of normalised values, so that peaks do not drown the rest;
+    for quantiles and medians (loss quantile or mae) only."""
     seasonal_cycle: bool = False
     """Learn one season per channel, taken off the context and added to the forecast."""
     linear_skip: bool = True

@@ -7,13 +7,14 @@ say in the location, and with the spread of what the linear forecast leaves. Eve
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, get_args
 
 import numpy as np
 import torch
 
+from trellis_ts.config import Transform
 from trellis_ts.heads import center_index
-from trellis_ts.scaling import instance_statistics
+from trellis_ts.scaling import instance_statistics, squash, unsquash
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor
 
+    from trellis_ts.config import WindowShape
     from trellis_ts.datasets.windows import WindowDataset
     from trellis_ts.model import ForecastModel
 
@@ -37,25 +39,39 @@ _LARGEST_ERROR = 5.0
 
 
 class _Rows(NamedTuple):
-    """Windows on their own scale, a row per channel."""
+    """Windows on their own scale, a row per channel, as a linear skip reads and forecasts them."""
 
     context: Float[Tensor, "row context"]
     future: Float[Tensor, "row horizon"]
     observed: Bool[Tensor, "row horizon"]
+    transform: Transform
 
     def errors(self, weight: Float[Tensor, "horizon context"]) -> Float[Tensor, "row horizon"]:
         """What the linear forecast leaves; 0 where nothing was observed."""
         return torch.where(self.observed, self.future - self.context @ weight.T, 0.0)
 
     def row_errors(self, weight: Float[Tensor, "horizon context"]) -> Float[Tensor, " row"]:
-        """Mean absolute error of every row, over what was observed."""
-        return self.errors(weight).abs().sum(dim=1) / self.observed.sum(dim=1).clamp(min=1)
+        """Mean absolute error of every row, over what was observed, in standard deviations of its context."""
+        errors = self.errors(weight)
+        if self.transform == "asinh":
+            errors = torch.where(self.observed, unsquash(self.future) - unsquash(self.context @ weight.T), 0.0)
+        return errors.abs().sum(dim=1) / self.observed.sum(dim=1).clamp(min=1)
 
     def shares(self, weight: Float[Tensor, "horizon context"]) -> Float[Tensor, " row"]:
         """How much a row counts: the inverse of its error under a forecast, so that noisy rows do not drown others."""
         error = self.row_errors(weight)
         share = 1 / (error + error.median() + 1e-6)
         return share / share.mean()
+
+
+class _Solution(NamedTuple):
+    """A linear forecast of normalised contexts."""
+
+    weight: Float[Tensor, "horizon context"]
+    name: str
+    error: float
+    """On the last of the training windows, as ``_Rows.row_errors`` has it."""
+    judges: _Rows
 
 
 def start_from_linear(
@@ -69,27 +85,58 @@ def start_from_linear(
         seasons: lengths at which the series may repeat themselves.
         generator: draws the windows that are looked at.
     """
+    found = _solve(windows, model.shape, seasons, generator, model.config.transform)
+    _set(model, found.weight, found.judges)
+    return found.name
+
+
+def choose_transform(windows: WindowDataset, shape: WindowShape, seasons: Sequence[int], seed: int) -> Transform:
+    """``asinh`` where the best linear forecast errs less through it, else ``none``.
+
+    Peaks far above the rest speak for it; growth by a constant share speaks against, which it would bend.
+
+    Args:
+        windows: of training.
+        shape: of the model.
+        seasons: as for ``start_from_linear``.
+        seed: of the windows that are looked at, the same for both.
+    """
+    plain, squashed = (
+        _solve(windows, shape, seasons, torch.Generator().manual_seed(seed), each).error for each in get_args(Transform)
+    )
+    return "asinh" if squashed < plain * (1 - _LEAST_GAIN) else "none"
+
+
+def _solve(
+    windows: WindowDataset,
+    shape: WindowShape,
+    seasons: Sequence[int],
+    generator: torch.Generator,
+    transform: Transform,
+) -> _Solution:
+    """The best of simple forecasts and ridge regressions on the early windows, judged on the late ones, then solved for
+    on all."""
     early, late = _by_time(windows)
-    judges = _draw(windows, late, _JUDGING_ROWS, generator)
-    horizon, context_length = model.shape.prediction_length, model.shape.context_length
-    simple = _simple_forecasts(horizon, context_length, seasons)
+    judges = _draw(windows, late, _JUDGING_ROWS, generator, transform)
+    simple = _simple_forecasts(shape.prediction_length, shape.context_length, seasons)
     scores = {name: float(judges.row_errors(weight).mean()) for name, weight in simple.items()}
     plain = name = min(scores, key=lambda each: scores[each])
     shares = judges.shares(simple[plain])
-    best, penalty = float((shares * judges.row_errors(simple[plain])).mean()) * (1 - _LEAST_GAIN), None
+    error = float((shares * judges.row_errors(simple[plain])).mean())
+    best, penalty = error * (1 - _LEAST_GAIN), None
     if len(early):
-        rows = _draw(windows, early, _ROWS, generator)
+        rows = _draw(windows, early, _ROWS, generator, transform)
         arounds = {around: simple[around] for around in (plain, _MEAN)}
         for around, candidate, weight in _ridge(rows, rows.shares(simple[plain]), arounds, _PENALTIES):
-            error = float((shares * judges.row_errors(weight)).mean())
-            if error < best:
-                best, penalty, name = error, candidate, around
-    weight = simple[name]
-    if penalty is not None:
-        rows = _draw(windows, np.arange(len(windows)), _ROWS, generator)
-        _, _, weight = next(_ridge(rows, rows.shares(simple[plain]), {name: weight}, (penalty,)))
-    _set(model, weight, judges)
-    return name if penalty is None else f"ridge regression around {name}"
+            found = float((shares * judges.row_errors(weight)).mean())
+            if found < best:
+                error = best = found
+                penalty, name = candidate, around
+    if penalty is None:
+        return _Solution(simple[name], name, error, judges)
+    rows = _draw(windows, np.arange(len(windows)), _ROWS, generator, transform)
+    _, _, weight = next(_ridge(rows, rows.shares(simple[plain]), {name: simple[name]}, (penalty,)))
+    return _Solution(weight, f"ridge regression around {name}", error, judges)
 
 
 def _by_time(windows: WindowDataset) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
@@ -104,8 +151,14 @@ def _by_time(windows: WindowDataset) -> tuple[NDArray[np.int64], NDArray[np.int6
     return index[origins + windows.prediction_length <= border], index[origins >= border]
 
 
-def _draw(windows: WindowDataset, index: NDArray[np.int64], most_rows: int, generator: torch.Generator) -> _Rows:
-    """Some of the windows, at random, on their own scale."""
+def _draw(
+    windows: WindowDataset,
+    index: NDArray[np.int64],
+    most_rows: int,
+    generator: torch.Generator,
+    transform: Transform,
+) -> _Rows:
+    """Some of the windows, at random."""
     count = max(1, most_rows // windows.panel.num_channels)
     if len(index) > count:
         index = index[torch.randperm(len(index), generator=generator)[:count].numpy()]
@@ -117,8 +170,10 @@ def _draw(windows: WindowDataset, index: NDArray[np.int64], most_rows: int, gene
         loc, scale = instance_statistics(batch.context, batch.observed)
         context = (batch.context - loc) / scale * batch.observed
         future = (batch.future - loc) / scale
+        if transform == "asinh":
+            context, future = squash(context), squash(future)
         pieces.append([each.transpose(1, 2).flatten(0, 1) for each in (context, future, batch.future_observed)])
-    return _Rows(*(torch.cat(each) for each in zip(*pieces, strict=True)))
+    return _Rows(*(torch.cat(each) for each in zip(*pieces, strict=True)), transform)
 
 
 def _simple_forecasts(

@@ -14,7 +14,7 @@ from trellis_ts.heads import ForecastHead, center_index, spread_quantiles
 from trellis_ts.layers.block import Block, make_mixer
 from trellis_ts.layers.channels import ChannelMixing
 from trellis_ts.patching import PatchEmbedding
-from trellis_ts.scaling import instance_statistics
+from trellis_ts.scaling import instance_statistics, squash, unsquash
 from trellis_ts.types import Forecast
 
 if TYPE_CHECKING:
@@ -87,6 +87,8 @@ class ForecastModel(nn.Module):
             loc, scale = instance_statistics(context, observed)
         past_cycle, future_cycle = self._cycle(batch.phase)
         context = ((context - loc) / scale - past_cycle) * observed
+        if self.config.transform == "asinh":
+            context = squash(context)
 
         rows = context.transpose(1, 2).flatten(0, 1)  # [B * C, L]
         tokens, token_observed = self.patches(rows, observed.transpose(1, 2).flatten(0, 1))
@@ -108,6 +110,8 @@ class ForecastModel(nn.Module):
         if self.skip is not None:
             location = location + self.skip(rows)[..., None]
         location, rest = (self._by_channel(each, context.shape[0]) for each in (location, rest))  # [B, horizon, C, Q]
+        if self.config.transform == "asinh":
+            location = unsquash(location)
         location = (location + future_cycle[..., None]) * scale[..., None] + loc[..., None]
         if self.family is None:
             return self._quantile_forecast(location)

@@ -17,6 +17,7 @@ from trellis_ts.datasets.splits import Splits
 from trellis_ts.datasets.streams import SegmentDataset, SegmentShape
 from trellis_ts.datasets.windows import ScaledPanel, WindowDataset
 from trellis_ts.errors import ConfigError, DataError
+from trellis_ts.linear_start import choose_transform
 from trellis_ts.presets import DataFacts, choose_settings
 from trellis_ts.scaling import LEAST_OBSERVED
 from trellis_ts.sizing import choose_cycles, choose_prediction_length, choose_shape, covariate_shape, explain_seasons
@@ -117,6 +118,11 @@ def prepare(
     config, reasons = _choose(config, panel, shape, train, train_ranges, seasons)
     if config.training.initial_skip == "ridge" and not _has_solvable_skip(config):
         raise ConfigError("initial_skip=ridge needs linear_skip, instance_norm and mode=window; leave it out")
+    if config.model.transform == "asinh" and not _may_transform(config):
+        raise ConfigError(
+            f"transform=asinh does not go with mode={config.model.mode}, loss={config.training.loss}: it is for "
+            "windows and the losses quantile and mae; leave it out"
+        )
     segments = None
     if config.model.mode == "streaming":
         check_streaming(config.model, shape)
@@ -202,6 +208,11 @@ def _has_solvable_skip(config: ExperimentConfig) -> bool:
     return config.model.mode == "window" and config.model.linear_skip and config.model.instance_norm
 
 
+def _may_transform(config: ExperimentConfig) -> bool:
+    """Whether the model forecasts quantiles or medians, which pass through a transform and back, of windows."""
+    return config.model.mode == "window" and config.training.loss in ("quantile", "mae")
+
+
 def _choose(
     config: ExperimentConfig,
     panel: Panel,
@@ -219,6 +230,8 @@ def _choose(
             windows_per_epoch=training.windows_per_epoch or _CHOSEN_WINDOWS_PER_EPOCH,
             validation_windows=training.validation_windows or _CHOSEN_VALIDATION_WINDOWS,
         ), ()
+    is_linear = _has_solvable_skip(config)
+    is_chosen = is_linear and _may_transform(config) and "transform" not in config.named and len(train) > 0
     facts = DataFacts(
         num_series=len(panel.series),
         num_channels=panel.num_channels,
@@ -228,7 +241,8 @@ def _choose(
         ),
         num_windows=max(1, len(train)),
         prediction_length=shape.prediction_length,
-        is_linear_possible=_has_solvable_skip(config),
+        is_linear_possible=is_linear,
+        transform=choose_transform(train, shape, tuple(seasons or ()), training.seed) if is_chosen else "none",
     )
     named = {name: getattr(getattr(config, home), name) for name, home in HOMES.items() if name in config.named}
     settings, reasons = choose_settings(facts, config.preset, named)

@@ -15,7 +15,7 @@ from trellis_ts.config import LARGEST_SIZE
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from trellis_ts.config import Preset
+    from trellis_ts.config import Preset, Transform
 
 PRESET_SETTINGS = (
     "num_layers",
@@ -33,6 +33,7 @@ PRESET_SETTINGS = (
     "validation_windows",
     "initial_skip",
     "average_steps",
+    "transform",
 )
 """What ``choose_settings`` chooses where it is not named; lengths are ``trellis_ts.sizing``'s."""
 
@@ -50,6 +51,8 @@ class DataFacts:
     prediction_length: int
     is_linear_possible: bool = True
     """Whether the model has a linear skip that can be solved for."""
+    transform: Transform = "none"
+    """The one through which a linear forecast errs least (``trellis_ts.linear_start``)."""
 
     @property
     def num_examples(self) -> int:
@@ -121,6 +124,7 @@ def choose_settings(facts: DataFacts, preset: Preset, named: Mapping[str, Any]) 
     effort = _EFFORTS[preset]
     settings: dict[str, Any] = _choose_size(facts, effort, named)
     settings |= _choose_training(facts, effort, {**settings, **named})
+    settings["transform"] = facts.transform
     chosen = {name: value for name, value in settings.items() if named.get(name) is None}
     return Choice(chosen, _explain(facts, preset, chosen, {**chosen, **named}))
 
@@ -191,4 +195,6 @@ def _explain(
             f"{settings['batch_size']} per step, learning rate {settings['learning_rate']:g}"
             + (f", at most {settings['max_time']}" if settings["max_time"] else ", however long that takes")
         )
+    if chosen.get("transform") == "asinh":
+        lines.append("values are read and forecast through asinh, because peaks far above the rest drown it otherwise")
     return tuple(lines)

@@ -181,6 +181,7 @@ def test_the_running_scale_goes_on_where_there_are_too_few_values():
         ({"mixer": "attention"}, SHAPE, "mixer=attention"),
         ({"chunk_length": 4}, SHAPE, "chunk_length=4"),
         ({"instance_norm": False}, SHAPE, "instance_norm"),
+        ({"transform": "asinh"}, SHAPE, "transform=asinh"),
         ({}, replace(SHAPE, patch_stride=2), "make it patch_length=4"),
         ({}, replace(SHAPE, covariates=CovariateShape(known_numbers=1)), "reads the calendar only"),
     ],

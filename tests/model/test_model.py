@@ -26,6 +26,8 @@ OPTIONS = [
     {"mixer": "gsa"},
     {"mixer": "linear"},
     {"mixer": "none"},
+    {"transform": "asinh"},
+    {"transform": "asinh", "seasonal_cycle": True, "instance_norm": False},
 ]
 
 
@@ -248,3 +250,24 @@ def test_every_step_of_the_context_moves_the_forecast(make_model, make_batch, co
     values = batch.context.clone().requires_grad_()
     model(batch._replace(context=values)).point.square().sum().backward()
     assert (values.grad.abs() > 1e-9).all()
+
+
+def test_transformed_values_come_back(make_model, make_batch):
+    """A skip that repeats the last value repeats it, however far out it lies."""
+    model, batch = make_model(transform="asinh", levels=()), make_batch()
+    batch = batch._replace(observed=torch.ones_like(batch.observed))
+    batch.context[0, -1] = 40.0
+    with torch.no_grad():
+        for weight in (model.head.projection.weight, model.head.projection.bias, model.skip.weight, model.skip.bias):
+            weight.zero_()
+        model.skip.weight[:, -1] = 1.0
+        point = model(batch).point
+    torch.testing.assert_close(point, batch.context[:, -1:].expand_as(point))
+
+
+def test_no_transformed_forecast_overflows(make_model, make_batch):
+    model, batch = make_model(transform="asinh"), make_batch()
+    with torch.no_grad():
+        model.skip.bias.fill_(1e4)
+        quantiles = model(batch).quantiles
+    assert quantiles.isfinite().all()

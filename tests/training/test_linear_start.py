@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 
@@ -40,10 +41,11 @@ def test_a_pure_season_is_forecast_at_once(make_panel):
         assert (model(batch).point - batch.future).abs().max() < 0.02
 
 
-def test_a_walk_is_forecast_by_its_last_value(make_panel):
+@pytest.mark.parametrize("transform", ["none", "asinh"])
+def test_a_walk_is_forecast_by_its_last_value(make_panel, transform):
     panel = make_panel((300,))
     panel.series[0].values[:] = torch.randn(300, 1, generator=torch.Generator().manual_seed(1)).cumsum(0).numpy()
-    model, preparation, name = started(panel, calendar_features=False)
+    model, preparation, name = started(panel, calendar_features=False, transform=transform)
     assert "the last value" in name
     batch = preparation.validation[3]
     with torch.no_grad():
@@ -87,6 +89,26 @@ def test_training_goes_on_from_the_start(make_panel, tmp_path):
     model, preparation, _ = started(panel)
     _, summary = fit(prepare(panel, config), tmp_path)
     assert summary.validation_loss <= score(model, preparation) + 1e-6
+
+
+def test_peaks_are_transformed_and_growth_is_not(make_panel):
+    """Counts with rare peaks of a hundredfold, and a season that grows by a constant share."""
+    rng = np.random.default_rng(0)
+    peaks, growth = make_panel((400,)), make_panel((400,))
+    peaks.series[0].values[:] = rng.poisson(3, (400, 1)) * np.where(rng.random((400, 1)) < 0.05, 100, 1)
+    steps = np.arange(400)[:, None]
+    growth.series[0].values[:] = np.exp(steps / 60) * (2 + np.sin(2 * np.pi * steps / 7))
+    for panel, expected in ((peaks, "asinh"), (growth, "none")):
+        preparation = prepare(panel, ExperimentConfig.of(preset="fast", context_length=56, prediction_length=14))
+        assert preparation.config.model.transform == expected
+        assert any("asinh" in line for line in preparation.reasons) == (expected == "asinh")
+
+
+@pytest.mark.parametrize("loss", ["mse", "huber", "student_t"])
+def test_means_are_not_transformed(make_panel, loss):
+    with pytest.raises(ConfigError, match=f"transform=asinh does not go with mode=window, loss={loss}"):
+        prepare(make_panel((200,)), ExperimentConfig.of(transform="asinh", loss=loss))
+    assert prepare(make_panel((200,)), ExperimentConfig.of(preset="fast", loss=loss)).config.model.transform == "none"
 
 
 def test_what_cannot_be_solved_is_refused(make_panel):
