@@ -34,6 +34,8 @@ _PENALTIES = (0.003, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
 # A solution has to be better than a simple forecast by this share to replace it.
 _LEAST_GAIN = 0.01
 _MEAN = "the mean"
+# Through asinh a linear forecast may err more by this share: a network makes up for it (docs/model.md has the tables).
+_MADE_UP_FOR = 0.06
 # In standard deviations of a context; farther ones are outliers that squares would listen to.
 _LARGEST_ERROR = 5.0
 
@@ -91,9 +93,9 @@ def start_from_linear(
 
 
 def choose_transform(windows: WindowDataset, shape: WindowShape, seasons: Sequence[int], seed: int) -> Transform:
-    """``asinh`` where the best linear forecast errs less through it, else ``none``.
+    """``asinh`` unless the best linear forecast errs far more through it.
 
-    Peaks far above the rest speak for it; growth by a constant share speaks against, which it would bend.
+    It tames peaks, and a network learns better from tame numbers; growth it bends, and that shows in a linear forecast.
 
     Args:
         windows: of training.
@@ -104,7 +106,7 @@ def choose_transform(windows: WindowDataset, shape: WindowShape, seasons: Sequen
     plain, squashed = (
         _solve(windows, shape, seasons, torch.Generator().manual_seed(seed), each).error for each in get_args(Transform)
     )
-    return "asinh" if squashed < plain * (1 - _LEAST_GAIN) else "none"
+    return "asinh" if squashed <= plain * (1 + _MADE_UP_FOR) else "none"
 
 
 def _solve(

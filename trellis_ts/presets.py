@@ -196,5 +196,5 @@ def _explain(
             + (f", at most {settings['max_time']}" if settings["max_time"] else ", however long that takes")
         )
     if chosen.get("transform") == "asinh":
-        lines.append("values are read and forecast through asinh, because peaks far above the rest drown it otherwise")
+        lines.append("values are read and forecast through asinh: nothing grows so fast that it would be bent")
     return tuple(lines)

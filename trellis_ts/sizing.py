@@ -104,14 +104,13 @@ def _nearest_divisor(season_length: int, patch_length: int) -> int:
 
 
 def choose_cycles(panel: Panel, setting: bool | None, rows: Sequence[tuple[int, int]]) -> tuple[Cycle, ...]:
-    """The cycles of the calendar to read: those the training rows hold twice, if asked for.
+    """The cycles of the calendar to read: those the training rows hold twice.
 
-    Where the setting is None, they are read if there are two or more; a benchmark is left as its protocol has it.
+    Where the setting is None, a benchmark is left as its protocol has it.
     """
     if setting is False or (setting is None and panel.dataset is not None):
         return ()
-    cycles = useful_cycles(panel, rows)
-    return cycles if setting or len(cycles) >= 2 else ()
+    return useful_cycles(panel, rows)
 
 
 def covariate_shape(scaler: CovariateScaler) -> CovariateShape:
