@@ -143,7 +143,8 @@ def test_onnx_without_its_extra_says_what_to_install(tmp_path, forecaster, monke
 
 def test_panels_are_not_needed_for_the_names():
     panel = panel_from_frame(pd.DataFrame({"t": pd.date_range("2024", periods=40, freq="D"), "y": np.arange(40.0)}))
-    model = Forecaster.fit_panel(panel, preset="fast", max_epochs=1, prediction_length=3, loss="mae", width=8)
+    settings = {"preset": "fast", "max_epochs": 1, "width": 8, "loss": "mae", "calendar_features": False}
+    model = Forecaster.fit_panel(panel, prediction_length=3, **settings)
     network = ExportedNetwork(model.checkpoint)
     assert network.input_names == ["context", "observed", "phase", "loc", "scale"]
     assert network.output_names == ["point"]
