@@ -33,6 +33,7 @@ def test_from_a_table_to_a_forecast(trellis, folder, wide, tiny):
     assert reasons == [
         "found a season of 24 steps (autocorrelation 0.98)",
         "balanced: at most 1 epoch of all 67 windows, 8 per step, learning rate 0.0003, at most 5m",
+        "values are read and forecast through asinh: nothing grows so fast that it would be bent",
     ]
     assert first == (
         "wide.csv: 1 series, 2 channels, every h; the model reads 24 steps of h as 4 patches of 6, predicts 6; "
