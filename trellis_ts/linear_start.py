@@ -175,7 +175,8 @@ def _draw(
         if transform == "asinh":
             context, future = squash(context), squash(future)
         pieces.append([each.transpose(1, 2).flatten(0, 1) for each in (context, future, batch.future_observed)])
-    return _Rows(*(torch.cat(each) for each in zip(*pieces, strict=True)), transform)
+    context, future, observed = (torch.cat(each) for each in zip(*pieces, strict=True))
+    return _Rows(context, future, observed, transform)
 
 
 def _simple_forecasts(
