@@ -44,7 +44,7 @@ SERIES = 1_000
 
 def make_live(**options: Any) -> StreamingForecaster:
     """A forecaster of the default size."""
-    config = ExperimentConfig(model=ModelConfig(mode="streaming"), training=TrainingConfig())
+    config = ExperimentConfig(model=ModelConfig(mode="streaming", num_heads=2), training=TrainingConfig())
     torch.manual_seed(0)
     model = CausalModel(config.model, SHAPE, config.training.quantile_levels).eval()
     record = DataRecord("time", None, ("y",), "15min", None, None, (SeriesRecord("", (0.0,), (1.0,), None),))

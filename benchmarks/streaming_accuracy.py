@@ -1,13 +1,16 @@
-"""What a streaming model is worth beside a window model: error, training time, error against context, level shifts.
+"""What a streaming model and its memory are worth: error against how much it has seen, training time, level shifts.
 
-    python benchmarks/streaming_accuracy.py ETTm1 --max-epochs 4 --windows-per-epoch 4096 --origins 120
-    python benchmarks/streaming_accuracy.py ~/data/vic_electricity.csv.gz --target Demand
+    python benchmarks/streaming_accuracy.py ETTm1
+    python benchmarks/streaming_accuracy.py vic_electricity.csv.gz --time Time --target Demand --settings \\
+        '{"prediction_length": 48, "patch_length": 8, "calendar_features": false}' --name "vic_electricity, no calendar"
 
-Both models are trained in this process, one after the other, with the same settings; times are of the processor as well
-as of the clock, because a shared machine disturbs only the latter much. Then, on the test rows: the error of each; that
-of the streaming model when it is shown only the last so many steps before an origin; and after a shift of level by five
-standard deviations, how many steps go by until each forecaster's error is back to 1.1 times what it was. Adds to
-``results/streaming_accuracy.json`` and rewrites ``results/streaming_accuracy.md``.
+Models of one set of settings are trained in this process one after the other: streaming with a short and with a long
+context; with the short one and the memory's answers set to zero; with the short one and softmax attention over the last
+256 situations and outcomes in the memory's place; and window models of both contexts. Times are of the processor,
+because a shared machine disturbs only the clock much. Then, on the test rows: the error of each, when it is shown only
+the last so many steps before an origin; what one live forecast costs; and after a shift of level by five standard
+deviations, how many steps go by until the error is back to 1.1 times what it was. Adds to
+``results/streaming_accuracy.json`` model by model, and rewrites ``results/streaming_accuracy.md``.
 """
 
 from __future__ import annotations
@@ -19,20 +22,28 @@ import platform
 import subprocess
 import tempfile
 import time
-from dataclasses import replace
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import torch
+from torch import Tensor, nn
 
 from trellis_ts.causal import CausalModel
 from trellis_ts.config import ExperimentConfig
 from trellis_ts.datasets.sources import load_data
 from trellis_ts.datasets.windows import ScaledPanel
 from trellis_ts.forecaster import Forecaster
+from trellis_ts.kernels import MemoryState
+from trellis_ts.kernels.memory.types import Tokens
+from trellis_ts.layers import causal
 from trellis_ts.passes import HistoryPass
 from trellis_ts.preparation import prepare
+from trellis_ts.streaming.forecaster import StreamingForecaster
 from trellis_ts.training import EpochReport, SilentObserver, fit
 from trellis_ts.types import Panel
 
@@ -40,15 +51,87 @@ RESULTS = Path(__file__).parent / "results"
 CONTEXTS = (96, 192, 384, 512, 1024, 2048, 5000, 10_000, 20_000)
 SHIFT = 5.0
 SETTINGS: dict[str, Any] = {
-    "context_length": 512,
     "prediction_length": 96,
     "patch_length": 16,
-    "width": 32,
-    "num_heads": 4,
-    "num_slots": 16,
+    "width": 64,
     "feedforward_width": 64,
     "loss": "mae",
     "dropout": 0.1,
+    "learning_rate": 0.002,
+    "batch_size": 64,
+    "max_epochs": 5,
+    "windows_per_epoch": 4096,
+    "validation_windows": 2048,
+    "patience": 100,
+}
+CACHED = 256
+
+
+class CachedAttention(causal.CausalMixer):
+    """Softmax attention over the last situations and their outcomes, in the place of the memory."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self.sharpness = nn.Parameter(torch.full((self.num_heads,), 8.0))
+
+    def start(self, num_rows: int) -> causal.CausalLayerState:
+        state = super().start(num_rows)
+        empty = state.waiting.new_zeros(num_rows, self.num_heads, CACHED, self.head_dim)
+        return state._replace(memory=MemoryState(empty, empty))
+
+    def run(
+        self, inputs: Tokens, memory: MemoryState | None, *, final_state: bool = True
+    ) -> tuple[Tensor, MemoryState]:
+        assert memory is not None
+        query = inputs.query.transpose(1, 2)  # [R, H, 2 N, D]
+        is_written = (inputs.step_size[:, ::2, :, None] > 0).transpose(1, 2)  # [R, H, N, 1]
+        new = ((each[:, ::2].transpose(1, 2) * is_written) for each in (inputs.key, inputs.value))
+        keys, values = (torch.cat(pair, dim=2) for pair in zip(memory, new, strict=True))
+        scores = query @ keys.transpose(2, 3) * self.sharpness[:, None, None]
+        places = torch.arange(keys.shape[2], device=keys.device)
+        seen = places <= CACHED + torch.arange(query.shape[2], device=keys.device)[:, None] // 2
+        is_there = seen & (keys != 0).any(dim=3)[:, :, None]
+        weights = scores.masked_fill(~is_there, -1e9).softmax(dim=-1) * is_there
+        return (weights @ values).transpose(1, 2).flatten(2), MemoryState(keys[:, :, -CACHED:], values[:, :, -CACHED:])
+
+
+@contextmanager
+def silent() -> Iterator[None]:
+    """Within it the memories answer nothing."""
+    run = causal.CausalMixer.run
+
+    def answer(mixer: Any, *arguments: Any, **options: Any) -> Any:
+        output, memory = run(mixer, *arguments, **options)
+        return torch.zeros_like(output), memory
+
+    with mock.patch.object(causal.CausalMixer, "run", answer):
+        yield
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One of the models that are compared."""
+
+    mode: str
+    context: str
+    memory: str = "trellis"
+
+    @property
+    def own(self) -> Any:
+        """What is in force while it is trained and asked."""
+        if self.memory == "attention":
+            return mock.patch.object(causal, "CausalMixer", CachedAttention)
+        return silent() if self.memory == "silent" else nullcontext()
+
+
+VARIANTS = {
+    "streaming, short": Variant("streaming", "short"),
+    "streaming, short, memory silent": Variant("streaming", "short", "silent"),
+    "streaming, short, attention with a cache": Variant("streaming", "short", "attention"),
+    "streaming, long": Variant("streaming", "long"),
+    "streaming, long, memory silent": Variant("streaming", "long", "silent"),
+    "window, short": Variant("window", "short"),
+    "window, long": Variant("window", "long"),
 }
 
 
@@ -70,13 +153,12 @@ class Watch(SilentObserver):
         )
 
 
-def train(panel: Panel, mode: str, settings: dict[str, Any]) -> tuple[Forecaster, list[dict[str, float]]]:
-    """A model of one mode and the course of its training."""
-    config = ExperimentConfig.of(**settings, mode=mode)
+def train(panel: Panel, settings: dict[str, Any]) -> tuple[Forecaster, list[dict[str, float]]]:
+    """A model and the course of its training."""
+    config = ExperimentConfig.of(**settings)
     preparation, watch = prepare(panel, config), Watch()
     with tempfile.TemporaryDirectory() as folder:
-        checkpoint, summary = fit(preparation, Path(folder), observer=watch)
-    print(mode, f"{summary.num_parameters:,} parameters, best epoch {summary.best_epoch}", watch.epochs[-1], flush=True)
+        checkpoint, _ = fit(preparation, Path(folder), observer=watch)
     return Forecaster(checkpoint), watch.epochs
 
 
@@ -93,13 +175,13 @@ class Tested:
         start, stop = unseen_ranges(panel, forecaster.checkpoint.data)[0]
         self.origins = np.linspace(start, stop - shape.prediction_length, num_origins).astype(np.int64)
 
-    def actual(self, origins: np.ndarray) -> torch.Tensor:
+    def actual(self, origins: np.ndarray) -> Tensor:
         batch = self.scaled.gather(np.zeros_like(origins), origins, 1, self.shape.prediction_length)
         assert batch.future is not None
         assert batch.future_observed is not None
         return torch.where(batch.future_observed, batch.future, torch.nan)
 
-    def points(self, origins: np.ndarray, scaled: ScaledPanel | None = None) -> torch.Tensor:
+    def points(self, origins: np.ndarray, scaled: ScaledPanel | None = None) -> Tensor:
         """Forecasts from everything before each origin, 64 at a time."""
         scaled = scaled or self.scaled
         predict, pieces = self.forecaster.predictor(scaled), []
@@ -108,10 +190,11 @@ class Tested:
             pieces.append(predict(scaled.gather(np.zeros_like(part), part, self.shape.context_length, 0)).point)
         return torch.cat(pieces)
 
-    def errors(self, points: torch.Tensor, actual: torch.Tensor) -> dict[str, float]:
+    def errors(self, points: Tensor) -> dict[str, float]:
+        actual = self.actual(self.origins)
         return {"mse": float((points - actual).square().nanmean()), "mae": float((points - actual).abs().nanmean())}
 
-    def from_last(self, context: int) -> torch.Tensor:
+    def from_last(self, context: int) -> Tensor:
         """Forecasts of the streaming model that has seen only so many steps before each origin."""
         model = self.forecaster.checkpoint.model
         assert isinstance(model, CausalModel)
@@ -131,15 +214,15 @@ class Tested:
 
     def recovery(self) -> dict[str, float]:
         """Steps after a shift of level until the error over eight origins is back to 1.1 times what it is without."""
-        shape, step = self.shape, 8
+        step = 8
         middle = int(self.origins[len(self.origins) // 2])
         last = int(self.origins[-1])
-        origins = np.arange(middle + 1, min(middle + 3 * shape.context_length, last), step)
+        origins = np.arange(middle + 1, min(middle + 1536, last), step)
         series = self.panel.series[0]
         moved = series.values.copy()
         moved[middle:] += SHIFT * self.scaler.scale[0]
         panel = replace(self.panel, series=(replace(series, values=moved),))
-        shifted = ScaledPanel(panel, self.scaler, shape.season_length)
+        shifted = ScaledPanel(panel, self.scaler, self.shape.season_length)
         actual = self.actual(origins)
         usual = (self.points(origins) - actual).abs().nanmean(dim=(1, 2)).numpy()
         found = (self.points(origins, shifted) - actual - SHIFT).abs().nanmean(dim=(1, 2)).numpy()
@@ -148,8 +231,7 @@ class Tested:
             return np.convolve(each, np.ones(8) / 8, mode="valid")
 
         ratio = smooth(found) / smooth(usual)
-        good = np.flatnonzero(ratio <= 1.1)
-        still = np.flatnonzero(ratio > 1.1)
+        good, still = np.flatnonzero(ratio <= 1.1), np.flatnonzero(ratio > 1.1)
         return {
             "first_back_steps": float(step * good[0]) if len(good) else float("nan"),
             "back_for_good_steps": float(step * (still[-1] + 1)) if len(still) else 0.0,
@@ -157,118 +239,143 @@ class Tested:
             "of_steps": float(step * len(ratio)),
         }
 
-
-def run(arguments: argparse.Namespace) -> dict[str, Any]:
-    """All results for one table."""
-    panel = load_data(arguments.data, target=None if arguments.target is None else (arguments.target,))
-    settings = SETTINGS | {"max_epochs": arguments.max_epochs, "windows_per_epoch": arguments.windows_per_epoch}
-    settings |= {"validation_windows": 2048, "seed": arguments.seed, "patience": 100}
-    result: dict[str, Any] = {"settings": settings, "streaming_settings": arguments.streaming}
-    tested: dict[str, Tested] = {}
-    for mode in ("streaming", "window"):
-        own = settings | (arguments.streaming if mode == "streaming" else {})
-        forecaster, epochs = train(panel, mode, own)
-        tested[mode] = Tested(forecaster, panel, arguments.origins)
-        origins = tested[mode].origins
-        begun = time.process_time()
-        points = tested[mode].points(origins)
-        result[mode] = tested[mode].errors(points, tested[mode].actual(origins)) | {
-            "epochs": epochs,
-            "parameters": sum(each.numel() for each in forecaster.checkpoint.model.parameters()),
-            "forecast_cpu_seconds": time.process_time() - begun,
-            "recovery": tested[mode].recovery(),
-        }
-        print(mode, {key: value for key, value in result[mode].items() if key != "epochs"}, flush=True)
-    own, actual = tested["streaming"], tested["streaming"].actual(tested["streaming"].origins)
-    result["by_context"] = {}
-    for context in CONTEXTS:
-        if context <= own.origins[0]:
-            result["by_context"][str(context)] = own.errors(own.from_last(context), actual)
-            print(context, result["by_context"][str(context)], flush=True)
-    target = min(each["validation_loss"] for each in result["window"]["epochs"])
-    reached = [each for each in result["streaming"]["epochs"] if each["validation_loss"] <= target]
-    result["reached_window_validation"] = reached[0] if reached else None
-    result["gates"] = gates(own)
-    return result
+    def live_cost(self, memory: str) -> dict[str, float]:
+        """Processor milliseconds of one forecast of all channels after one more step, and bytes held for it."""
+        model, series = self.forecaster.checkpoint.model, self.panel.series[0]
+        channels, first = self.panel.num_channels, int(self.origins[0])
+        costs = []
+        if isinstance(model, CausalModel) and memory == "trellis":
+            live = StreamingForecaster(self.forecaster.checkpoint, adaptive=False)
+            live.update(series.values[first - 1000 : first], series.time[first - 1000])
+            held = live.bytes_per_series
+        elif isinstance(model, CausalModel):
+            return {"bytes": sum(each.nbytes for layer in model.start(1).layers for each in (*layer.memory,))}
+        else:
+            predict, held = self.forecaster.predictor(self.scaled), self.shape.context_length * channels * 8
+        for index in range(first, first + 200):
+            begun = time.thread_time()
+            if isinstance(model, CausalModel):
+                live.update(series.values[index], series.time[index])
+                live.forecast()
+            else:
+                where = np.array([index])
+                predict(self.scaled.gather(np.zeros_like(where), where, self.shape.context_length, 0))
+            costs.append(1000 * (time.thread_time() - begun))
+        return {"forecast_cpu_ms": float(np.median(costs)), "bytes": held}
 
 
-def gates(tested: Tested) -> dict[str, Any]:
-    """The forget gates along the test rows: how many tokens it takes until half is forgotten, per layer and head."""
+def measure(panel: Panel, variant: Variant, arguments: argparse.Namespace) -> dict[str, Any]:
+    """All of one model."""
+    settings = SETTINGS | arguments.settings | {"mode": variant.mode, "seed": arguments.seed}
+    settings["context_length"] = arguments.short if variant.context == "short" else arguments.long
+    if variant.mode == "streaming":
+        settings |= arguments.streaming
+    with variant.own:
+        forecaster, epochs = train(panel, settings)
+        tested = Tested(forecaster, panel, arguments.origins)
+        found: dict[str, Any] = {"settings": settings, "epochs": epochs}
+        found |= tested.errors(tested.points(tested.origins)) | tested.live_cost(variant.memory)
+        found["parameters"] = sum(each.numel() for each in forecaster.checkpoint.model.parameters())
+        found["recovery"] = tested.recovery()
+        found["by_context"] = {}
+        if variant.mode == "streaming":
+            contexts = [each for each in CONTEXTS if each <= tested.origins[0]]
+            found["by_context"] = {str(each): tested.errors(tested.from_last(each)) for each in contexts}
+            found["half_life_tokens"] = half_lives(tested)
+    return found
+
+
+def half_lives(tested: Tested) -> list[list[float]]:
+    """How many tokens it takes along the test rows until half is forgotten, per layer and head."""
     model = tested.forecaster.checkpoint.model
     assert isinstance(model, CausalModel)
-    found: list[list[float]] = []
-    hooks = []
+    found, hooks = [], []
     for block in model.blocks:
-        seen: list[torch.Tensor] = []
+        seen: list[Tensor] = []
 
-        def note(module: torch.nn.Module, inputs: Any, output: torch.Tensor, seen: list[torch.Tensor] = seen) -> None:
+        def note(module: nn.Module, inputs: Any, output: Tensor, seen: list[Tensor] = seen) -> None:
             seen.append(torch.sigmoid(output[..., : model.config.num_heads]).flatten(0, 1))
 
         hooks.append((block.mixer.gates.register_forward_hook(note), seen))  # type: ignore[union-attr, operator]
     HistoryPass(model, tested.scaled, torch.device("cpu")).forecast(np.array([0]), tested.origins[[0]])
     for hook, seen in hooks:
         hook.remove()
-        log = torch.cat(seen).log().mean(dim=0)
-        found.append((-np.log(2) / log).tolist())
-    return {"half_life_tokens": found}
+        found.append((-np.log(2) / torch.cat(seen).log().mean(dim=0)).tolist())
+    return found
 
 
 def write(results: dict[str, Any]) -> None:
     """The record as JSON and Markdown."""
     RESULTS.mkdir(exist_ok=True)
     (RESULTS / "streaming_accuracy.json").write_text(json.dumps(results, indent=1) + "\n")
-    lines = ["# Streaming models: error, context, level shifts", ""]
-    lines += ["MSE and MAE on the scale of the training rows, at evenly spread origins of the test rows.", ""]
-    for name, one in results.items():
-        settings = f"Settings {one['settings']}, of the streaming model also {one['streaming_settings']}"
-        lines += [f"## {name}", "", f"{settings}; {one['machine']}.", ""]
-        titles = ("model", "MSE", "MAE", "parameters", "training, CPU s", "wall s", "back for good after a shift")
-        lines += [f"| {' | '.join(titles)} | worst ratio |"]
-        lines += ["|---|---|---|---|---|---|---|---|"]
-        for mode in ("window", "streaming"):
-            row, shift = one[mode], one[mode]["recovery"]
-            lines.append(
-                f"| {mode} | {row['mse']:.4f} | {row['mae']:.4f} | {row['parameters']:,} | "
-                f"{row['epochs'][-1]['cpu_seconds']:.0f} | {row['epochs'][-1]['wall_seconds']:.0f} | "
-                f"{shift['back_for_good_steps']:.0f} of {shift['of_steps']:.0f} steps | {shift['worst_ratio']:.1f} |"
-            )
-        window, reached = one["window"]["epochs"][-1], one["reached_window_validation"]
-        text = "the streaming model never reached the window model's best validation loss"
-        if reached:
-            share = reached["cpu_seconds"] / window["cpu_seconds"]
-            text = (
-                f"the streaming model reached the window model's best validation loss in {share:.2f} of its CPU time "
-                f"({reached['wall_seconds'] / window['wall_seconds']:.2f} of its wall-clock)"
-            )
-        lines += ["", f"In training {text}.", "", "| steps seen before the origin | MSE | MAE |", "|---|---|---|"]
-        lines += [f"| {int(c):,} | {e['mse']:.4f} | {e['mae']:.4f} |" for c, e in one["by_context"].items()]
-        halves = "; ".join(", ".join(f"{each:.0f}" for each in layer) for layer in one["gates"]["half_life_tokens"])
-        lines += ["", f"Tokens until the forget gates have halved the memory, per head and layer: {halves}.", ""]
+    lines = ["# Streaming models: error against what was seen, cost, level shifts", ""]
+    lines += ["MSE on the scale of the training rows, at evenly spread origins of the test rows.", ""]
+    for name, models in results.items():
+        one = next(iter(models.values()))
+        shared = {key: value for key, value in one["settings"].items() if key not in ("mode", "context_length", "seed")}
+        lines += [f"## {name}", "", f"{shared}; {one['machine']}.", ""]
+        contexts = [each for each in map(str, CONTEXTS) if any(each in row["by_context"] for row in models.values())]
+        heads = ["model", "context", *(f"{int(each):,} seen" for each in contexts), "all seen", "MAE", "parameters"]
+        heads += ["training, CPU s", "forecast, CPU ms", "state, bytes", "steps to recover", "worst ratio"]
+        lines += [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
+        for label, row in models.items():
+            cells = [label, str(row["settings"]["context_length"])]
+            cells += [f"{row['by_context'][each]['mse']:.4f}" if each in row["by_context"] else "" for each in contexts]
+            cells += [f"{row['mse']:.4f}", f"{row['mae']:.4f}", f"{row['parameters']:,}"]
+            cost = f"{row['forecast_cpu_ms']:.2f}" if "forecast_cpu_ms" in row else ""
+            cells += [f"{row['epochs'][-1]['cpu_seconds']:.0f}", cost, f"{row['bytes']:,}"]
+            shift = row["recovery"]
+            cells += [f"{shift['back_for_good_steps']:.0f} of {shift['of_steps']:.0f}", f"{shift['worst_ratio']:.1f}"]
+            lines.append(f"| {' | '.join(cells)} |")
+        lines += ["", *_races(models), ""]
     (RESULTS / "streaming_accuracy.md").write_text("\n".join(lines))
+
+
+def _races(models: dict[str, Any]) -> list[str]:
+    """How soon the streaming model was as good as the window model of the same context ever got."""
+    lines = []
+    for label, row in models.items():
+        rival = models.get(label.replace("streaming", "window"))
+        if rival is None or rival is row:
+            continue
+        target = min(each["validation_loss"] for each in rival["epochs"])
+        reached = [each["cpu_seconds"] for each in row["epochs"] if each["validation_loss"] <= target]
+        share = f"{reached[0] / rival['epochs'][-1]['cpu_seconds']:.2f} of its CPU time" if reached else "never"
+        lines += [f"- {label}: as good in validation as the window model's best epoch: {share}."]
+    return lines
 
 
 def main() -> None:
     """Runs one table and adds it to the record."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("data")
-    parser.add_argument("--target")
+    parser.add_argument("--time", help="column with the time stamps")
+    parser.add_argument("--target", help="columns to forecast, separated by |")
     parser.add_argument("--name", help="in the record; that of the data unless given")
-    parser.add_argument("--max-epochs", type=int, default=6)
-    parser.add_argument("--windows-per-epoch", type=int, default=8192)
-    parser.add_argument("--origins", type=int, default=200)
+    parser.add_argument("--models", default="|".join(VARIANTS), help="which, separated by |")
+    parser.add_argument("--short", type=int, default=96)
+    parser.add_argument("--long", type=int, default=512)
+    parser.add_argument("--origins", type=int, default=120)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--streaming", type=json.loads, default={}, help="settings of the streaming model, as JSON")
+    parser.add_argument("--settings", type=json.loads, default={}, help="other settings of all models, as JSON")
+    parser.add_argument("--streaming", type=json.loads, default={}, help="of the streaming models alone, as JSON")
     arguments = parser.parse_args()
-    path = RESULTS / "streaming_accuracy.json"
-    results = json.loads(path.read_text()) if path.exists() else {}
+    target = None if arguments.target is None else tuple(arguments.target.split("|"))
+    panel = load_data(arguments.data, time=arguments.time, target=target)
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False).stdout
-    one = run(arguments)
-    one["machine"] = (
-        f"{os.cpu_count()} shared {platform.machine()} cores, {torch.get_num_threads()} thread(s), torch "
-        f"{torch.__version__}, commit {commit.strip()}"
-    )
-    results[arguments.name or Path(arguments.data).name.split(".")[0]] = one
-    write(results)
+    machine = f"{os.cpu_count()} shared {platform.machine()} cores, {torch.get_num_threads()} thread(s), torch "
+    machine += f"{torch.__version__}, commit {commit.strip()}"
+    path = RESULTS / "streaming_accuracy.json"
+    for label in arguments.models.split("|"):
+        found = measure(panel, VARIANTS[label], arguments) | {"machine": machine}
+        results = json.loads(path.read_text()) if path.exists() else {}
+        name = f"{arguments.name or Path(arguments.data).name.split('.')[0]}, seed {arguments.seed}"
+        results.setdefault(name, {})[label] = found
+        write(results)
+        shown = ("mse", "mae", "parameters", "forecast_cpu_ms", "bytes", "recovery", "half_life_tokens")
+        print(label, {key: found[key] for key in shown if key in found}, flush=True)
+        print([(round(each["cpu_seconds"]), round(each["validation_loss"], 4)) for each in found["epochs"]])
+        print({context: round(each["mse"], 4) for context, each in found["by_context"].items()}, flush=True)
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 class SegmentShape:
     """Lengths of a segment: ``num_tokens`` patches, with what is read before and predicted after them."""
 
-    context_length: int
+    history_length: int
     prediction_length: int
     patch_length: int
     num_tokens: int
@@ -62,16 +62,16 @@ def gather_segment(
     """
     reach = shape.steps + shape.patch_length - 1
     horizon = shape.prediction_length if scored is not None else 0
-    batch = panel.gather(series, starts, shape.context_length, reach + horizon)
+    batch = panel.gather(series, starts, shape.history_length, reach + horizon)
     if batch.future is None or batch.future_observed is None:
         raise AssertionError("a segment has steps")
     values = torch.cat((batch.context, batch.future), dim=1)
     observed = torch.cat((batch.observed, batch.future_observed), dim=1)
-    steps = np.arange(-shape.context_length, reach + horizon)
+    steps = np.arange(-shape.history_length, reach + horizon)
     if stops is not None:
         observed &= torch.from_numpy(starts[:, None] + steps < stops[:, None])[..., None]
         values = values * observed
-    length = shape.context_length
+    length = shape.history_length
     segment = Segment(
         values=values[:, : length + reach],
         observed=observed[:, : length + reach],

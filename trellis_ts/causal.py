@@ -1,12 +1,15 @@
 """The streaming network: the whole history in a memory of fixed size, a forecast at every step of the way.
 
-Steps are sealed into patches as they come, and every sealed patch is a token that writes to the memories of all blocks.
-A forecast is a query: the last ``patch_length`` steps, sealed or not, go through the same blocks, read the memories and
-write nothing. So a forecast may be asked for at any step and changes no later one.
+A *situation* is what a forecast can be made from at a step: the last ``context_length`` steps and the calendar. It goes
+through the blocks, reads their memories and writes nothing, so a forecast may be asked for at any step and changes no
+later one. Every ``patch_length`` steps a situation is kept; when its *outcome*, the ``prediction_length`` steps that
+followed it, has been seen, the two are written to the memories together. So each memory learns, of every series by
+itself and as it goes, what follows what; the weights only say how to ask and what to make of the answers.
 
-Let ``P`` be the patch length and ``L`` the context length. Token ``n`` covers the steps ``[n P, (n + 1) P)``; its query
-stands ``r < P`` steps after its end. Both are normalised by the mean and standard deviation of the ``L`` steps before
-that point; the linear skip reads the same ``L`` steps.
+Let ``P`` be the patch length, ``L`` the context length and ``D`` the patches that cover a horizon. At token ``n``,
+which is sealed when the steps ``[n P, (n + 1) P)`` are there, the outcome of the situation of token ``n - D`` is
+written; the query of its place stands ``r < P`` steps later. A situation is normalised by the mean and standard
+deviation of its own ``L`` steps, and so is its outcome, of which only what the linear skip did not foresee is written.
 """
 
 from __future__ import annotations
@@ -21,9 +24,9 @@ from trellis_ts.datasets.cycles import num_features
 from trellis_ts.distributions import NUM_PARAMETERS, shape_distribution
 from trellis_ts.errors import ConfigError
 from trellis_ts.heads import ForecastHead, center_index, spread_quantiles
-from trellis_ts.layers.causal import CausalBlock
-from trellis_ts.patching import PatchEmbedding
-from trellis_ts.scaling import ScaleState, running_statistics, window_statistics
+from trellis_ts.layers.causal import CausalBlock, Outcomes
+from trellis_ts.layers.clock import Clock
+from trellis_ts.scaling import FARTHEST, ScaleState, running_statistics, window_statistics
 from trellis_ts.types import Forecast
 
 if TYPE_CHECKING:
@@ -32,14 +35,14 @@ if TYPE_CHECKING:
 
     from trellis_ts.config import Implementation, ModelConfig, WindowShape
     from trellis_ts.distributions import Family
-    from trellis_ts.layers.trellis import TrellisState
+    from trellis_ts.layers.causal import CausalLayerState
     from trellis_ts.types import Segment
 
 
 class CausalState(NamedTuple):
     """All the network carries from segment to segment, one row per series and channel."""
 
-    layers: tuple[TrellisState, ...]
+    layers: tuple[CausalLayerState, ...]
     scale: ScaleState
 
     def detach(self) -> CausalState:
@@ -110,11 +113,14 @@ class CausalModel(nn.Module):
         super().__init__()
         check_streaming(config, shape)
         self.config, self.shape, self.quantile_levels, self.family = config, shape, quantile_levels, family
-        self.patches = PatchEmbedding(shape, config.width, position_embedding=False)
-        self.open_steps = nn.Parameter(torch.zeros(shape.patch_length, config.width))
-        """Added to a query that stands so many steps after the last token."""
+        lead = shape.lead_patches
+        cycles = shape.covariates.cycles
+        self.clock = Clock(cycles, shape.season_length)
+        self.situation = nn.Linear(shape.context_length + shape.patch_length, config.width)
+        """Of a window and of which of its last ``patch_length`` steps were observed."""
+        self.outcome = nn.Linear(shape.prediction_length, config.width, bias=False)
         self.blocks = nn.ModuleList(
-            CausalBlock(config, implementation=implementation) for _ in range(config.num_layers)
+            CausalBlock(config, lead, self.clock.size, implementation=implementation) for _ in range(config.num_layers)
         )
         self.head = ForecastHead(
             num_patches=1,
@@ -128,14 +134,13 @@ class CausalModel(nn.Module):
         self.cycle = (
             nn.Parameter(torch.zeros(shape.season_length, shape.num_channels)) if config.seasonal_cycle else None
         )
-        cycles = shape.covariates.cycles
         self.calendar = zeroed(nn.Linear(num_features(cycles), config.width)) if cycles else None
 
     def start(self, num_series: int) -> CausalState:
         """The state before the first step."""
         rows = num_series * self.shape.num_channels
         layers = tuple(block.mixer.start(rows) for block in self.blocks if isinstance(block, CausalBlock))
-        return CausalState(layers, ScaleState.start(rows, self.open_steps.detach()))
+        return CausalState(layers, ScaleState.start(rows, self.situation.bias.detach()))
 
     def forward(
         self, segment: Segment, state: CausalState
@@ -147,34 +152,35 @@ class CausalModel(nn.Module):
             The forecasts on the scale of the segment; where the series had values enough to be forecast from (elsewhere
             they mean nothing); the state after the segment's last token.
         """
-        patch, context = self.shape.patch_length, self.shape.context_length
         num_series, num_tokens = segment.offsets.shape
-        channels = self.shape.num_channels
-        values, observed = (_rows(each) for each in (segment.values, segment.observed))  # [R, L + T + P - 1]
-        ends = torch.arange(1, num_tokens + 1, device=values.device) * patch
-        places = (ends + segment.offsets).repeat_interleave(channels, dim=0)  # [R, N]
-        cycle = self._cycle(segment)
+        channels, older = self.shape.num_channels, self.shape.lead_patches * self.shape.patch_length
+        # [R, D P + L + T + P - 1]; windows of what is recent begin after the first D P steps.
+        steps, is_observed, season = _rows(segment.values), _rows(segment.observed), self._cycle(segment)
+        values, observed = steps[:, older:], is_observed[:, older:]
+        cycle = None if season is None else season[:, older:]
+        ends = torch.arange(1, num_tokens + 1, device=segment.offsets.device) * self.shape.patch_length
+        ends = torch.stack((ends.expand_as(segment.offsets), ends + segment.offsets), dim=1)  # [B, 2, N]
 
         tokens, floor, scale_state = self._read_tokens(values, observed, cycle, num_tokens, state.scale)
-        queries = self._read_queries(values, observed, cycle, places, tokens, floor)
-        is_started = ~queries.loc.isnan()
-        token_rows = self._embed(tokens)
-        query_rows = self._embed(queries) + self.open_steps[segment.offsets].repeat_interleave(channels, dim=0)
-        if self.calendar is not None and segment.calendar is not None:
-            steps = self.calendar(segment.calendar.to(values.dtype))  # [B, T + P - 1, W]
-            token_rows = token_rows + steps[:, ends - 1].repeat_interleave(channels, dim=0)
-            at = (ends + segment.offsets - 1)[..., None].expand(-1, -1, steps.shape[-1])
-            query_rows = query_rows + steps.gather(1, at).repeat_interleave(channels, dim=0)
-        is_written = tokens.observed[..., context - patch :].any(dim=-1) & ~tokens.loc.isnan()
+        queries = self._read_queries(
+            values, observed, cycle, ends[:, 1].repeat_interleave(channels, dim=0), tokens, floor
+        )
+        outcomes = self._read_outcomes(steps, is_observed, season, num_tokens, floor)
+        clocks, of_calendar = self._read_clocks(segment, ends)
+        token_rows, query_rows = (torch.cat((self._embed(tokens), self._embed(queries)), dim=1) + of_calendar).chunk(
+            2, dim=1
+        )
         layers = []
         for block, layer_state in zip(self.blocks, state.layers, strict=True):
-            token_rows, query_rows, layer = block.stream(token_rows, query_rows, is_written, layer_state)  # type: ignore[operator]
+            token_rows, query_rows, layer = block.stream(  # type: ignore[operator]
+                token_rows, query_rows, ~tokens.loc.isnan(), clocks, outcomes, layer_state
+            )
             layers.append(layer)
         output = self.head(query_rows.flatten(0, 1)[:, None], queries.observed.new_ones(1, 1))  # [R * N, horizon, Q]
         added = None if self.skip is None else self.skip(queries.values.flatten(0, 1))
         return (
             self._finish(segment, output, added, queries),
-            is_started.view(num_series, channels, num_tokens).transpose(1, 2).flatten(0, 1),
+            (~queries.loc.isnan()).view(num_series, channels, num_tokens).transpose(1, 2).flatten(0, 1),
             CausalState(tuple(layers), scale_state),
         )
 
@@ -213,11 +219,43 @@ class CausalModel(nn.Module):
         scale = torch.where(found, torch.maximum(scale, floor), tokens.scale)
         return _normalised(windows, mask, loc, scale, None if cycle is None else cut(cycle))
 
+    def _read_outcomes(
+        self, values: Tensor, observed: Tensor, cycle: Tensor | None, num_tokens: int, floor: Tensor
+    ) -> Outcomes:
+        """At every token what followed the situation ``lead_patches`` before it, less what the skip made of that."""
+        patch, context = self.shape.patch_length, self.shape.context_length
+
+        def cut(each: Tensor) -> Tensor:
+            return each.unfold(1, context + self.shape.prediction_length, patch)[:, 1 : num_tokens + 1]
+
+        windows, mask = cut(values), cut(observed)
+        loc, scale, found = window_statistics(windows[..., :context], mask[..., :context])
+        loc, scale = torch.where(found, loc, torch.nan), torch.maximum(scale, floor)
+        reading = _normalised(windows, mask, loc, scale, None if cycle is None else cut(cycle))
+        mask, followed = mask[..., context:], reading.values[..., context:]
+        if self.skip is not None:
+            followed = torch.where(mask, followed - self.skip(reading.values[..., :context]), 0.0)
+        # Far from what was expected counts by its logarithm: one outlier does not overwrite what was learned.
+        return Outcomes(self.outcome(followed.asinh()).to(values.dtype), found & (scale > 0) & mask.any(dim=-1))
+
+    def _read_clocks(
+        self, segment: Segment, ends: Int[Tensor, "batch 2 token"]
+    ) -> tuple[Float[Tensor, "row place clock"], Float[Tensor, "row place width"] | float]:
+        """The clocks of all tokens, then of all queries, and what the calendar adds to their rows."""
+        channels, ends = self.shape.num_channels, ends.flatten(1)
+        calendar, added = None, None
+        if self.calendar is not None and segment.calendar is not None:
+            index = (ends - 1)[..., None].expand(-1, -1, segment.calendar.shape[-1])
+            calendar = segment.calendar.to(segment.values.dtype).gather(1, index)
+            added = self.calendar(calendar).repeat_interleave(channels, dim=0)
+        steps = segment.phase[:, None] + self.shape.history_length + ends
+        clocks = self.clock.features(calendar, steps, segment.values.dtype)
+        return clocks.repeat_interleave(channels, dim=0), 0.0 if added is None else added
+
     def _embed(self, reading: _Reading) -> Float[Tensor, "row place width"]:
-        patch = self.shape.patch_length
-        values, mask = reading.values[..., -patch:], reading.observed[..., -patch:]
-        embedded: Tensor = self.patches.projection(torch.cat((values, mask.to(values.dtype)), dim=-1))
-        return embedded.to(values.dtype)
+        mask = reading.observed[..., -self.shape.patch_length :]
+        embedded: Tensor = self.situation(torch.cat((reading.values, mask.to(reading.values.dtype)), dim=-1))
+        return embedded.to(reading.values.dtype)
 
     def _finish(self, segment: Segment, output: Tensor, added: Tensor | None, queries: _Reading) -> Forecast:
         """From the head's output ``[row * place, horizon, output]`` to the forecast on the segment's scale."""
@@ -266,7 +304,7 @@ class CausalModel(nn.Module):
         if self.cycle is None:
             return None
         num_tokens, device = segment.offsets.shape[1], segment.phase.device
-        ends = torch.arange(1, num_tokens + 1, device=device) * self.shape.patch_length + self.shape.context_length
+        ends = torch.arange(1, num_tokens + 1, device=device) * self.shape.patch_length + self.shape.history_length
         steps = (segment.phase[:, None] + ends + segment.offsets).flatten()[:, None]
         horizon = torch.arange(self.shape.prediction_length, device=device)
         return self.cycle[(steps + horizon) % self.shape.season_length]
@@ -280,7 +318,7 @@ def _rows(each: Float[Tensor, "batch step channel"]) -> Float[Tensor, "row step"
 def _normalised(windows: Tensor, mask: Tensor, loc: Tensor, scale: Tensor, cycle: Tensor | None) -> _Reading:
     """The windows without location, scale and season; 0 where missing, and all 0 before there is a location."""
     divisor = torch.where(scale > 0, scale, 1.0)
-    values = (windows - loc[..., None]) / divisor[..., None]
+    values = ((windows - loc[..., None]) / divisor[..., None]).clamp(-FARTHEST, FARTHEST)
     if cycle is not None:
         values = values - cycle
     return _Reading(torch.where(mask & ~loc.isnan()[..., None], values, 0.0), mask, loc, scale)

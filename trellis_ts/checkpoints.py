@@ -45,8 +45,10 @@ if TYPE_CHECKING:
 
     from trellis_ts.config import Implementation
 
-# Version 2 has settings that version 1 lacks; those have defaults, so both are read.
-FORMAT_VERSION = 2
+# Version 2 has settings that version 1 lacks; those have defaults. Version 3 has another streaming network, so that of
+# older files only window models are read.
+FORMAT_VERSION = 3
+_FIRST_STREAMING_VERSION = 3
 _CONFIG_FILE, _DATA_FILE, _WEIGHTS_FILE = "config.json", "data.json", "model.safetensors"
 _CALIBRATION_FILE = "calibration.json"
 MODEL_FILES = (_CONFIG_FILE, _DATA_FILE, _WEIGHTS_FILE, _CALIBRATION_FILE)
@@ -215,6 +217,11 @@ def load_checkpoint(directory: str | os.PathLike[str]) -> Checkpoint:
     with _explained(f"cannot read the model at {source}"):
         _check_version(source / _CONFIG_FILE)
         config = _read_json(source / _CONFIG_FILE, _ConfigFile)
+        if config.experiment.model.mode == "streaming" and config.format_version < _FIRST_STREAMING_VERSION:
+            raise CheckpointError(
+                f"{source} is a streaming model of format version {config.format_version}, whose network this trellis "
+                "has no more; train it anew"
+            )
         if strange := sorted(set(config.sha256) - {_DATA_FILE, _WEIGHTS_FILE, _CALIBRATION_FILE}):
             raise CheckpointError(f"{source / _CONFIG_FILE} is damaged: sha256: '{strange[0]}' is no file of a model")
         is_calibrated = _CALIBRATION_FILE in config.sha256

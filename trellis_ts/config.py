@@ -177,6 +177,16 @@ class WindowShape(Closed):
         """Tokens per window; the first patch is padded on the left where the lengths do not divide."""
         return -(-(self.context_length - self.patch_length) // self.patch_stride) + 1
 
+    @property
+    def lead_patches(self) -> int:
+        """Patches that cover a horizon: a streaming model knows after so many what followed."""
+        return -(-self.prediction_length // self.patch_length)
+
+    @property
+    def history_length(self) -> int:
+        """Steps that a streaming model keeps: those before a situation whose outcome has just become known."""
+        return self.context_length + self.lead_patches * self.patch_length
+
 
 @dataclass(frozen=True)
 class ModelConfig(Closed):
@@ -217,7 +227,7 @@ class ModelConfig(Closed):
     second_order: bool = True
     """Differentiate through the inner gradient step."""
     conv_width: int = 4
-    """Tokens seen by the causal convolution on queries and keys; 1 switches it off."""
+    """Tokens seen by the causal convolution on queries and keys of a window model; 1 switches it off."""
     feedforward_width: int = 128
     """Hidden features of the SwiGLU."""
     dropout: float = 0.0

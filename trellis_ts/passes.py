@@ -13,7 +13,7 @@ from trellis_ts.datasets import calendar
 from trellis_ts.datasets.streams import SegmentShape, gather_segment
 from trellis_ts.datasets.windows import ScaledPanel
 from trellis_ts.kernels import MemoryState
-from trellis_ts.layers.trellis import TrellisState
+from trellis_ts.layers.causal import CausalLayerState
 from trellis_ts.scaling import ScaleState
 from trellis_ts.types import Forecast
 
@@ -107,7 +107,7 @@ class HistoryPass:
     ) -> tuple[Forecast, Tensor, CausalState]:
         """One segment of each series from the given token on."""
         shape = self.model.shape
-        lengths = SegmentShape(shape.context_length, shape.prediction_length, shape.patch_length, offsets.shape[1])
+        lengths = SegmentShape(shape.history_length, shape.prediction_length, shape.patch_length, offsets.shape[1])
         segment = gather_segment(self.panel, series, tokens * shape.patch_length, offsets, lengths)
         found: tuple[Forecast, Tensor, CausalState] = self.model(segment.to(self.device), state)
         return found
@@ -167,12 +167,12 @@ def _continued(panel: Panel, values: NDArray[np.float64]) -> Panel:
 
 
 def _tensors(state: CausalState) -> list[Tensor]:
-    flat = [each for layer in state.layers for each in (*layer.memory, layer.tail)]
+    flat = [each for layer in state.layers for each in (*layer.memory, layer.waiting)]
     return [*flat, *state.scale]
 
 
 def _of_tensors(flat: Sequence[Tensor]) -> CausalState:
-    layers = tuple(TrellisState(MemoryState(*flat[at : at + 2]), flat[at + 2]) for at in range(0, len(flat) - 3, 3))
+    layers = tuple(CausalLayerState(MemoryState(*flat[at : at + 2]), flat[at + 2]) for at in range(0, len(flat) - 3, 3))
     return CausalState(layers, ScaleState(*flat[-3:]))
 
 

@@ -33,8 +33,9 @@ if TYPE_CHECKING:
 _CHOSEN_WINDOWS_PER_EPOCH = 16_384
 _CHOSEN_VALIDATION_WINDOWS = 2_048
 # A streaming model is trained through so many patches at a time, and so many segments in a row.
-_CHOSEN_SEGMENT_PATCHES = 16
+_CHOSEN_SEGMENT_PATCHES = 64
 _CHOSEN_STREAM_SEGMENTS = 8
+_STREAMING_HEAD_DIM = 32
 
 
 @dataclass(frozen=True, eq=False)
@@ -125,6 +126,8 @@ def prepare(
         )
     segments = None
     if config.model.mode == "streaming":
+        if start is None:
+            config = _wide_heads(config)
         check_streaming(config.model, shape)
         if (number := config.training.num_processes) > 1:
             raise ConfigError(f"devices={number} does not go with mode=streaming: one process trains such a model")
@@ -158,7 +161,7 @@ def _segments(
     patch = shape.patch_length
     num_tokens = max(1, round((training.segment_length or _CHOSEN_SEGMENT_PATCHES * patch) / patch))
     steps = num_tokens * patch
-    lengths = SegmentShape(shape.context_length, shape.prediction_length, patch, num_tokens)
+    lengths = SegmentShape(shape.history_length, shape.prediction_length, patch, num_tokens)
     stream_segments = max(1, round((training.stream_length or _CHOSEN_STREAM_SEGMENTS * steps) / steps))
 
     def segments(split: Literal["train", "validation"], max_forecasts: int | None, streams: int) -> SegmentDataset:
@@ -178,6 +181,16 @@ def _segments(
         )
     streams = max(1, round(training.batch_size / num_tokens))
     return segments("train", training.windows_per_epoch, streams), segments("validation", None, 4 * streams)
+
+
+def _wide_heads(config: ExperimentConfig) -> ExperimentConfig:
+    """The configuration with heads that suit a streaming model, unless they are named: a head keeps as many answers
+    apart as its keys have features, so a few wide ones remember more than many narrow ones."""
+    if "num_heads" in config.named:
+        return config
+    width = config.model.width
+    heads = next(each for each in range(max(1, width // _STREAMING_HEAD_DIM), 0, -1) if width % each == 0)
+    return config.replace_settings(num_heads=heads)
 
 
 def _not_in(panel: Panel, start: Checkpoint) -> tuple[SeriesRecord, ...]:

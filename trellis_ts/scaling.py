@@ -57,6 +57,8 @@ LEAST_OBSERVED = 8
 SCALE_FLOOR, FLOOR_CONTEXTS = 0.01, 32
 # Deviations below this multiple of the dtype's resolution at the series' level are rounding: the series is constant.
 ROUNDING = 8.0
+# What follows a nearly flat stretch may lie any number of its standard deviations away; beyond this it is all the same.
+FARTHEST = 1e4
 
 
 class ScaleState(NamedTuple):

@@ -187,7 +187,7 @@ class Batch(NamedTuple):
 class Segment(NamedTuple):
     """A stretch of several series that the streaming model reads in one go, on the scale of the training rows.
 
-    With ``L`` the model's context length, ``P`` its patch length and ``N`` tokens, the steps are the ``L`` before the
+    With ``L`` the model's history length, ``P`` its patch length and ``N`` tokens, the steps are the ``L`` before the
     segment, its ``N * P``, and ``P - 1`` after it, up to the last of which a query may stand.
     """
 

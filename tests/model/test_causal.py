@@ -23,7 +23,7 @@ SHAPE = WindowShape(
 )
 OPTIONS = [
     {},
-    {"linear_skip": False, "conv_width": 1},
+    {"linear_skip": False, "forget_gate": False},
     {"seasonal_cycle": True, "initial_memory": "learned", "step_size_form": "softplus"},
     {"write_activation": "identity", "read_activation": "softmax", "num_layers": 1, "output_activation": "silu"},
 ]
@@ -46,7 +46,7 @@ def make_causal(make_config):
 
 def make_segment(num_tokens=NUM_TOKENS, *, missing=0.2, seed=0):
     generator = torch.Generator().manual_seed(seed)
-    steps = SHAPE.context_length + num_tokens * SHAPE.patch_length + SHAPE.patch_length - 1
+    steps = SHAPE.history_length + num_tokens * SHAPE.patch_length + SHAPE.patch_length - 1
     values = torch.randn(3, steps, 2, generator=generator, dtype=torch.float64).cumsum(dim=1)
     observed = torch.rand(values.shape, generator=generator) >= missing
     offsets = torch.randint(SHAPE.patch_length, (3, num_tokens), generator=generator)
@@ -55,7 +55,7 @@ def make_segment(num_tokens=NUM_TOKENS, *, missing=0.2, seed=0):
 
 def part(segment, first, last):
     """The tokens from the first to the last, exclusive, as a segment of their own."""
-    steps = slice(first * SHAPE.patch_length, SHAPE.context_length + (last + 1) * SHAPE.patch_length - 1)
+    steps = slice(first * SHAPE.patch_length, SHAPE.history_length + (last + 1) * SHAPE.patch_length - 1)
     return segment._replace(
         values=segment.values[:, steps],
         observed=segment.observed[:, steps],
@@ -90,14 +90,15 @@ def test_a_forecast_depends_on_no_later_step_and_on_early_ones(make_causal, opti
     found, _, _ = model(segment._replace(values=values), model.start(3))
     token, series = 6, 1
     found.quantiles.unflatten(0, segment.offsets.shape)[series, token].sum().backward()
-    origin = SHAPE.context_length + (token + 1) * SHAPE.patch_length + int(segment.offsets[series, token])
+    origin = SHAPE.history_length + (token + 1) * SHAPE.patch_length + int(segment.offsets[series, token])
     moved = values.grad.abs().sum(dim=2)
     assert (moved[series, origin:] == 0).all()
     assert (moved[[0, 2]] == 0).all()
     assert (moved[series, origin - SHAPE.patch_length : origin] > 0).all()
     # A step that left the context long ago still counts, through the memory alone.
-    assert moved[series, SHAPE.context_length] > 0
-    assert origin - SHAPE.context_length > SHAPE.context_length
+    early = SHAPE.history_length
+    assert moved[series, early] > 0
+    assert origin - early > SHAPE.context_length
 
 
 def test_where_queries_stand_changes_neither_the_state_nor_other_forecasts(make_causal):
@@ -233,7 +234,7 @@ def test_passes_give_the_same_from_any_start_and_in_any_company(make_causal, cyc
 
 
 def segments_of(panel, ranges, **options):
-    lengths = SegmentShape(SHAPE.context_length, SHAPE.prediction_length, SHAPE.patch_length, 3)
+    lengths = SegmentShape(SHAPE.history_length, SHAPE.prediction_length, SHAPE.patch_length, 3)
     chosen = {"stream_segments": 4, "batch_streams": 2} | options
     return SegmentDataset(scaled(panel), ranges, lengths, **chosen)
 

@@ -145,7 +145,7 @@ def store_of(make_live, tmp_path):
     return path
 
 
-@pytest.mark.parametrize("harm", ["cut", "flip", "empty", "other", "newer"])
+@pytest.mark.parametrize("harm", ["cut", "flip", "empty", "other", "newer", "older"])
 def test_a_damaged_state_is_refused(make_live, make_values, tmp_path, harm):
     live, path = make_live(), tmp_path / "state"
     live.update(make_values(30))
@@ -156,14 +156,14 @@ def test_a_damaged_state_is_refused(make_live, make_values, tmp_path, harm):
         "flip": content.replace(b'"window"', b'"willow"'),
         "empty": b"",
         "other": content.replace(b"trellis_ts.state", b"trellis_ts.other"),
-        "newer": content.replace(b'"version":"1"', b'"version":"9"'),
+        "newer": content.replace(b'"version":"2"', b'"version":"9"'),
+        "older": content.replace(b'"version":"2"', b'"version":"1"'),
     }
     path.write_bytes(harmed[harm])
     assert path.read_bytes() != content
     before = live.forecast()
-    with pytest.raises(
-        CheckpointError, match={"newer": "version 9", "other": "no state"}.get(harm, "damaged|not those")
-    ):
+    words = {"newer": "version 9", "older": "version 1, of an older", "other": "no state"}
+    with pytest.raises(CheckpointError, match=words.get(harm, "damaged|not those")):
         live.restore(path)
     assert same(live.forecast(), before)
     with pytest.raises(CheckpointError, match="no such file"):

@@ -109,6 +109,16 @@ def test_a_model_from_before_some_settings_is_read(model, panel):
     assert torch.equal(Forecaster(loaded).forecast(panel).quantiles, expected.quantiles)
 
 
+def test_a_streaming_model_of_an_older_network_is_refused_by_name(make_panel, make_checkpoint, tmp_path):
+    checkpoint = make_checkpoint(make_panel((60,)), mode="streaming", patch_stride=4)
+    saved = save_checkpoint(tmp_path / "model", checkpoint, package_version="0.1.0")
+    assert load_checkpoint(saved).experiment.model.mode == "streaming"
+    config = json.loads((saved / "config.json").read_text())
+    (saved / "config.json").write_text(json.dumps(config | {"format_version": 2}))
+    with pytest.raises(CheckpointError, match="streaming model of format version 2"):
+        load_checkpoint(saved)
+
+
 @pytest.mark.parametrize(
     "settings",
     [{"channel_mixing": "trellis"}, {"mixer": "gsa"}, {"mixer": "linear", "forget_gate": False}, {"mixer": "none"}],

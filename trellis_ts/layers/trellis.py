@@ -16,6 +16,8 @@ from trellis_ts.kernels.memory.types import Tokens
 from trellis_ts.layers.convolution import CausalConvolution
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from jaxtyping import Bool, Float
     from torch import Tensor
 
@@ -52,14 +54,8 @@ def _operand_dtype(tokens: Tensor, wide: torch.dtype) -> torch.dtype:
     return wide
 
 
-class TrellisMixer(nn.Module):
-    """Carries information from token to token in a memory of fixed size (Trellis, arXiv 2512.23852, eqs. 8, 13, 14).
-
-    Query, key and value are linear in the token, L2-normalised per head; a short causal convolution precedes the
-    normalisation of query and key. The target is linear; forget gate and step size are one number per token and head.
-    With ``step_size_form='bounded'`` the step size is ``(1 + forget) * sigmoid(.)``, inside the limit at which a
-    linear write stops contracting. Without a forget gate the memory decays only by being overwritten.
-    """
+class MemoryMixer(nn.Module):
+    """What layers around the memory share: its settings, its first content, and the way to it and back."""
 
     def __init__(self, config: ModelConfig, *, implementation: Implementation = "auto") -> None:
         super().__init__()
@@ -71,30 +67,88 @@ class TrellisMixer(nn.Module):
         self.second_order = config.second_order
         self.step_size_form = config.step_size_form
         self.output_activation = config.output_activation
-        self.implementation: Implementation = implementation
-
-        width = config.width
-        self.query_key = nn.Linear(width, 2 * width, bias=False)
-        self.value = nn.Linear(width, width, bias=False)
-        self.target = nn.Linear(width, self.num_heads * self.num_slots, bias=False)
         self.has_forget_gate = config.forget_gate
-        self.gates = nn.Linear(width, (2 if config.forget_gate else 1) * self.num_heads)
-        self.convolution = CausalConvolution(2 * width, config.conv_width)
+        self.implementation: Implementation = implementation
         self.initial_memory = (
             nn.Parameter(torch.randn(2, self.num_heads, self.num_slots, self.head_dim) / math.sqrt(self.head_dim))
             if config.initial_memory == "learned"
             else None
         )
-        self._start_gates()
 
-    def _start_gates(self) -> None:
-        if self.step_size_form == "bounded":
-            step = logit(_INITIAL_STEP_SIZE / (1 + (INITIAL_FORGET_GATE if self.has_forget_gate else 1)))
-        else:
-            step = math.log(math.expm1(_INITIAL_STEP_SIZE))
-        with torch.no_grad():
-            self.gates.bias[: -self.num_heads] = logit(INITIAL_FORGET_GATE)
-            self.gates.bias[-self.num_heads :] = step
+    def run(
+        self, inputs: Tokens, memory: MemoryState | None, *, final_state: bool = True
+    ) -> tuple[Float[Tensor, "row token width"], MemoryState]:
+        """What is read from the memory at every token, the heads side by side, and, if wanted, the memory after it."""
+        output, memory = trellis_memory(
+            **inputs._asdict(),
+            initial_state=memory,
+            write_activation=self.write_activation,
+            read_activation=self.read_activation,
+            write_epsilon=self.write_epsilon,
+            chunk_length=self.chunk_length,
+            second_order=self.second_order,
+            final_state=final_state,
+            implementation=self.implementation,
+        )
+        output = F.silu(output) if self.output_activation == "silu" else output
+        return output.flatten(2), memory
+
+    def _open_gates(
+        self, gates: Float[Tensor, "row token gate"]
+    ) -> tuple[Float[Tensor, "row token head"], Float[Tensor, "row token head"]]:
+        """Log-forget and step size."""
+        step = gates[..., -self.num_heads :]
+        log_forget = F.logsigmoid(gates[..., : self.num_heads]) if self.has_forget_gate else torch.zeros_like(step)
+        step_size = (1 + log_forget.exp()) * step.sigmoid() if self.step_size_form == "bounded" else F.softplus(step)
+        return log_forget, step_size
+
+    def _start_gates(self, gates: nn.Linear, forget_gates: Sequence[float], step_size: float) -> None:
+        """Sets the bias such that training starts near these forget gates, one per head, and this step size."""
+        for head, forget in enumerate(forget_gates):
+            if self.step_size_form == "bounded":
+                step = logit(step_size / (1 + (forget if self.has_forget_gate else 1)))
+            else:
+                step = math.log(math.expm1(step_size))
+            with torch.no_grad():
+                gates.bias[head - self.num_heads] = step
+                if self.has_forget_gate:
+                    gates.bias[head] = logit(forget)
+
+    def _heads(self, features: Float[Tensor, "row token width"]) -> Float[Tensor, "row token head dim"]:
+        return features.view(*features.shape[:-1], self.num_heads, -1)
+
+    def _unit_heads(
+        self, features: Float[Tensor, "row token width"], epsilon: float = _NORM_EPSILON
+    ) -> Float[Tensor, "row token head dim"]:
+        """The heads at unit length; with a larger epsilon short ones stay shorter."""
+        heads = self._heads(features)
+        return heads * (heads.square().sum(dim=-1, keepdim=True) + epsilon).rsqrt()
+
+    def _initial_memory(self, num_rows: int) -> MemoryState | None:
+        if self.initial_memory is None:
+            return None
+        key_memory, value_memory = self.initial_memory[:, None].expand(-1, num_rows, -1, -1, -1)
+        return MemoryState(key_memory, value_memory)
+
+
+class TrellisMixer(MemoryMixer):
+    """Carries information from token to token in a memory of fixed size (Trellis, arXiv 2512.23852, eqs. 8, 13, 14).
+
+    Query, key and value are linear in the token, L2-normalised per head; a short causal convolution precedes the
+    normalisation of query and key. The target is linear; forget gate and step size are one number per token and head.
+    With ``step_size_form='bounded'`` the step size is ``(1 + forget) * sigmoid(.)``, inside the limit at which a
+    linear write stops contracting. Without a forget gate the memory decays only by being overwritten.
+    """
+
+    def __init__(self, config: ModelConfig, *, implementation: Implementation = "auto") -> None:
+        super().__init__(config, implementation=implementation)
+        width = config.width
+        self.query_key = nn.Linear(width, 2 * width, bias=False)
+        self.value = nn.Linear(width, width, bias=False)
+        self.target = nn.Linear(width, self.num_heads * self.num_slots, bias=False)
+        self.gates = nn.Linear(width, (2 if config.forget_gate else 1) * self.num_heads)
+        self.convolution = CausalConvolution(2 * width, config.conv_width)
+        self._start_gates(self.gates, [INITIAL_FORGET_GATE] * self.num_heads, _INITIAL_STEP_SIZE)
 
     def forward(
         self, tokens: Float[Tensor, "row token width"], observed: Bool[Tensor, "row token"]
@@ -129,10 +183,7 @@ class TrellisMixer(nn.Module):
         # Under autocast the projections come in half precision; norms and gates want float32's digits.
         dtype = torch.promote_types(tokens.dtype, torch.float32)
         narrow = _operand_dtype(tokens, dtype)
-        gates = self.gates(tokens).to(dtype)
-        step = gates[..., -self.num_heads :]  # [R, N, H]
-        log_forget = F.logsigmoid(gates[..., : self.num_heads]) if self.has_forget_gate else torch.zeros_like(step)
-        step_size = (1 + log_forget.exp()) * step.sigmoid() if self.step_size_form == "bounded" else F.softplus(step)
+        log_forget, step_size = self._open_gates(self.gates(tokens).to(dtype))
         inputs = Tokens(
             query=self._unit_heads(query.to(dtype)).to(narrow),
             key=self._unit_heads(key.to(dtype)).to(narrow),
@@ -142,37 +193,6 @@ class TrellisMixer(nn.Module):
             step_size=step_size * present,
         )
         return inputs, tail
-
-    def run(
-        self, inputs: Tokens, memory: MemoryState | None, *, final_state: bool = True
-    ) -> tuple[Float[Tensor, "row token width"], MemoryState]:
-        """What is read from the memory at every token, the heads side by side, and, if wanted, the memory after it."""
-        output, memory = trellis_memory(
-            **inputs._asdict(),
-            initial_state=memory,
-            write_activation=self.write_activation,
-            read_activation=self.read_activation,
-            write_epsilon=self.write_epsilon,
-            chunk_length=self.chunk_length,
-            second_order=self.second_order,
-            final_state=final_state,
-            implementation=self.implementation,
-        )
-        output = F.silu(output) if self.output_activation == "silu" else output
-        return output.flatten(2), memory
-
-    def _heads(self, features: Float[Tensor, "row token width"]) -> Float[Tensor, "row token head dim"]:
-        return features.view(*features.shape[:-1], self.num_heads, -1)
-
-    def _unit_heads(self, features: Float[Tensor, "row token width"]) -> Float[Tensor, "row token head dim"]:
-        heads = self._heads(features)
-        return heads * (heads.square().sum(dim=-1, keepdim=True) + _NORM_EPSILON).rsqrt()
-
-    def _initial_memory(self, num_rows: int) -> MemoryState | None:
-        if self.initial_memory is None:
-            return None
-        key_memory, value_memory = self.initial_memory[:, None].expand(-1, num_rows, -1, -1, -1)
-        return MemoryState(key_memory, value_memory)
 
 
 class TrellisLayer(nn.Module):

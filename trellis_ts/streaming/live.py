@@ -60,10 +60,10 @@ class LiveStates:
         own[PHASE], own[TIME] = self.clock.season_position(stamp), stamp
 
     def skip(self, slot: int, steps: int) -> None:
-        """Takes in steps that are missing; of a long gap all but a context's length only moves the clock."""
+        """Takes in steps that are missing; of a long gap all but the length of the windows only moves the clock."""
         self.table.arrays["clock"][slot, GAPS] += steps
         engine, table = self.engine, self.table
-        real = table.arrays["window"].shape[2] + engine.patch * (self.model.config.conv_width + 1)
+        real = engine.history + engine.patch
         channels = self.model.shape.num_channels
         slots = np.array([slot])
         if steps > real:
@@ -123,8 +123,7 @@ class LiveStates:
     def forecast(self, slots: Slots) -> Forecast:
         table, channels, count = self.table, self.model.shape.num_channels, len(slots)
         rows = table.rows(slots)
-        open_steps = self._per_row(slots, COUNT) % self.engine.patch
-        output, loc, scale = self.engine.ask(rows, open_steps, self._calendar(slots), self._per_row(slots, PHASE))
+        output, loc, scale = self.engine.ask(rows, self._calendar(slots), self._per_row(slots, PHASE))
         unit = table.arrays["unit"][slots]  # [S, C, 2]
         by_channel = (count, channels)
         loc, scale = loc.reshape(by_channel), scale.reshape(by_channel)

@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-STATE_VERSION = 1
+# Version 2 keeps situations whose outcomes are not known yet; what version 1 kept serves no model of today.
+STATE_VERSION = 2
 _FORMAT = "trellis_ts.state"
 _TABLES = {
     "model": "CREATE TABLE model (version INTEGER, fingerprint TEXT)",
@@ -65,10 +66,7 @@ def read_state(path: Path, *, fingerprint: str) -> tuple[dict[str, NDArray[Any]]
             if metadata.get("format") != _FORMAT:
                 raise CheckpointError(f"{path} is no state of a streaming model")
             version = int(metadata["version"])
-            if version > STATE_VERSION:
-                raise CheckpointError(
-                    f"{path} has state version {version}, this trellis reads up to {STATE_VERSION}; upgrade trellis-ts"
-                )
+            _check_version(path, version)
             if metadata["fingerprint"] != fingerprint:
                 raise CheckpointError(f"cannot restore {path}: {_OTHER_MODEL}")
             names, extra = json.loads(metadata["series"]), json.loads(metadata["extra"])
@@ -83,6 +81,18 @@ def read_state(path: Path, *, fingerprint: str) -> tuple[dict[str, NDArray[Any]]
         raise CheckpointError(f"{path} is damaged and cannot be restored: {error}") from None
     except OSError as error:
         raise CheckpointError(f"cannot read the state at {path}: {reason_of(error)}") from error
+
+
+def _check_version(path: Path, version: int) -> None:
+    if version > STATE_VERSION:
+        raise CheckpointError(
+            f"{path} has state version {version}, this trellis reads version {STATE_VERSION}; upgrade trellis-ts"
+        )
+    if version < STATE_VERSION:
+        raise CheckpointError(
+            f"{path} has state version {version}, of an older trellis, which cannot be read any more; train the model "
+            "anew and start a new state"
+        )
 
 
 class Store:
@@ -128,11 +138,7 @@ class Store:
             return
         if not isinstance(found[0], int):
             raise CheckpointError(f"cannot use the store {self.path}: it is damaged")
-        if found[0] > STATE_VERSION:
-            raise CheckpointError(
-                f"{self.path} has state version {found[0]}, this trellis reads up to {STATE_VERSION}; upgrade "
-                "trellis-ts"
-            )
+        _check_version(self.path, found[0])
         if found[1] != fingerprint:
             raise CheckpointError(f"cannot use {self.path}: {_OTHER_MODEL}")
 

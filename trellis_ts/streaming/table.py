@@ -23,7 +23,7 @@ COUNT, TIME, PHASE, LATE, GAPS = range(5)
 steps filled in as missing."""
 PENDING = 4
 """Forecasts of a series kept at a time until their values have come true."""
-_ROW_FIELDS = ("window", "scale", "memory", "tail", "drift")
+_ROW_FIELDS = ("window", "scale", "memory", "waiting", "drift")
 _FIRST_CAPACITY = 8
 _MOST_STEPS = 1 << 60
 # In nanoseconds from 1970, 250 years: a step further is still a stamp.
@@ -45,10 +45,9 @@ def make_fields(engine: Engine, num_bands: int) -> dict[str, Field]:
     fields = {
         name: Field((channels, *getattr(start, name).shape[1:]), getattr(start, name).dtype, 0) for name in _ROW_FIELDS
     }
-    # Values that came true are looked up here too, up to a patch after the last of a horizon.
-    length = max(engine.context, horizon + engine.patch)
     return fields | {
-        "window": Field((channels, length), np.float64, np.nan),
+        # Values that came true are looked up here too, up to a patch after the last of a horizon.
+        "window": Field((channels, engine.history), np.float64, np.nan),
         "unit": Field((channels, 3), np.float64, 0),
         "clock": Field((5,), np.int64, 0),
         "expected": Field((channels,), np.float64, np.nan),
@@ -104,12 +103,10 @@ class SeriesTable:
 
     def rows(self, slots: NDArray[np.int64]) -> Rows:
         """The network's rows of some series: views for one, copies for several."""
-        length = self._engine.context
         parts = {}
         for name in _ROW_FIELDS:
             array = self.arrays[name]
-            part = array[slots[0]] if len(slots) == 1 else array[slots].reshape(-1, *array.shape[2:])
-            parts[name] = part[:, -length:] if name == "window" else part
+            parts[name] = array[slots[0]] if len(slots) == 1 else array[slots].reshape(-1, *array.shape[2:])
         return Rows(**parts)
 
     def put_rows(self, slots: NDArray[np.int64], rows: Rows) -> None:
