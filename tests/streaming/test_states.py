@@ -202,7 +202,7 @@ def test_names_that_no_state_can_hold_are_refused(make_live, make_values, tmp_pa
 
     live = make_live()
     live.update(make_values(30), START)
-    metadata = {"format": "trellis_ts.state", "version": "1", "fingerprint": live._key(), "series": series}
+    metadata = {"format": "trellis_ts.state", "version": "2", "fingerprint": live._key(), "series": series}
     save_file(live._live.table.export([0]), tmp_path / "state", metadata | {"extra": "{}"})
     with pytest.raises(CheckpointError, match="damaged"):
         live.restore(tmp_path / "state")
