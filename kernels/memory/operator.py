@@ -98,7 +98,7 @@ def trellis_memory(
     settings = (write_activation, read_activation, write_epsilon, chunk_length, second_order, final_state)
     entry, options, _ = _checked(tokens, initial_state, settings, implementation, has_time=True)
     if initial_state is None:
-        shape = (len(query), query.shape[2], target.shape[3], query.shape[3])
+        shape = (query.shape[0], query.shape[2], target.shape[3], query.shape[3])
         zero = query.new_zeros((), dtype=STATE_DTYPES[query.dtype]).expand(shape)
         initial_state = MemoryState(zero, zero)
     output, state = entry.run(tokens, MemoryState(*initial_state), options)
@@ -185,7 +185,8 @@ def _checked(
     *,
     has_time: bool,
 ) -> _Checked:
-    if torch.compiler.is_compiling():
+    # A size that is traced may not be looked up: that would fix it.
+    if torch.compiler.is_compiling() or torch.compiler.is_exporting():
         return _check(tokens, state, Options(*settings), implementation, has_time)
     try:
         tensors = tokens if state is None else (*tokens, *state)
