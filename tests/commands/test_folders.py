@@ -210,6 +210,10 @@ def test_a_folder_is_trained_on_as_one_table_is(trellis, folder, by_day, small_b
     )
 
 
+# Forecasts in other batches differ by the rounding of single precision.
+_ROUNDING = 1e-6
+
+
 def test_scores_of_a_folder_are_those_of_one_table(trellis, long_model, folder, by_shop, small_blocks):
     frame().to_parquet(folder / "all.parquet", index=False)
     baselines = ("--baselines", "naive,seasonal_naive")
@@ -219,10 +223,10 @@ def test_scores_of_a_folder_are_those_of_one_table(trellis, long_model, folder, 
     for name in ("num_windows", "num_series", "num_values", "num_origins", "fallbacks"):
         assert parts[name] == whole[name]
     for name in ("model", "naive", "seasonal_naive"):
-        assert parts[name] == pytest.approx(whole[name], rel=1e-9)
+        assert parts[name] == pytest.approx(whole[name], rel=_ROUNDING)
         assert parts["calibration"][name]["coverage"] == pytest.approx(whole["calibration"][name]["coverage"])
     for ours, theirs in zip(parts["by_step"], whole["by_step"], strict=True):
-        assert ours["model"] == pytest.approx(theirs["model"], rel=1e-9)
+        assert ours["model"] == pytest.approx(theirs["model"], rel=_ROUNDING)
     by_name = {each["series"]: each for each in whole["by_series"]}
     for each in parts["by_series"]:
         wanted = by_name[each["series"]]["model"]
@@ -231,12 +235,12 @@ def test_scores_of_a_folder_are_those_of_one_table(trellis, long_model, folder, 
         }
         for name, value in wanted.items():
             if value is not None:
-                assert each["model"][name] == pytest.approx(value, rel=1e-9)
+                assert each["model"][name] == pytest.approx(value, rel=_ROUNDING)
     for ours, theirs in zip(parts["comparisons"], whole["comparisons"], strict=True):
-        assert ours["difference"] == pytest.approx(theirs["difference"], rel=1e-9)
+        assert ours["difference"] == pytest.approx(theirs["difference"], rel=_ROUNDING)
         assert (ours["diebold_mariano"] is None) == (theirs["diebold_mariano"] is None)
         if theirs["diebold_mariano"] is not None:
-            assert ours["diebold_mariano"]["p_value"] == pytest.approx(theirs["diebold_mariano"]["p_value"])
+            assert ours["diebold_mariano"]["p_value"] == pytest.approx(theirs["diebold_mariano"]["p_value"], rel=1e-4)
 
 
 def _start(*arguments: object) -> subprocess.Popen[str]:
