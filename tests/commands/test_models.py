@@ -51,7 +51,7 @@ DAMAGES = {
     "an unknown key": (lambda m: damage(m, "config.json", lambda b: b.replace(b'"width"', b'"wodth"')), "is damaged"),
     "a newer format": (
         lambda m: damage(m, "config.json", lambda b: b.replace(b'"format_version": ', b'"format_version": 9')),
-        "this trellis reads up to 2; upgrade trellis-ts",
+        "this trellis reads up to 3; upgrade trellis-ts",
     ),
     "no weights": (
         lambda m: (m / "model.safetensors").unlink(),
