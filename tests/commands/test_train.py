@@ -37,7 +37,7 @@ def test_from_a_table_to_a_forecast(trellis, folder, wide, tiny):
     ]
     assert first == (
         "wide.csv: 1 series, 2 channels, every h; the model reads 24 steps of h as 4 patches of 6, predicts 6; "
-        "season of 24"
+        "season of 24; calendar of day"
     )
     assert epoch.startswith("epoch 1/1: train ")
     lines = result.out.splitlines()
