@@ -217,6 +217,18 @@ def test_it_takes_no_more_than_it_can_use(model, rows):
         assert process.wait(timeout=60) == 0
 
 
+def test_forecasts_go_on_when_nobody_reads_the_notes(model, rows):
+    """A note that cannot be written ends nothing and takes no forecast along."""
+    lines = csv_of(rows)
+    lines.insert(3, "this,is,no,line")
+    with spawn(model, stdin=subprocess.PIPE) as process:
+        process.stderr.close()
+        process.stdin.write(("\n".join(lines) + "\n").encode())
+        process.stdin.close()
+        assert len(process.stdout.read().splitlines()) == len(rows)
+        assert process.wait(timeout=60) == 0
+
+
 def killed(model, rows, tmp_path, kills, seed):
     table = tmp_path / "table.csv"
     table.write_text("\n".join(line.partition(",")[2] for line in csv_of(rows)) + "\n")

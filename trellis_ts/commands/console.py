@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import sys
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -20,12 +21,23 @@ if TYPE_CHECKING:
     from trellis_ts.types import Panel
 
 
+class _Notes(Console):
+    """Standard error. When its reader has gone nothing more is said, and the work goes on; rich would send standard
+    output nowhere and end the program."""
+
+    def on_broken_pipe(self) -> None:
+        self.quiet = True
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, sys.stderr.fileno())  # for what is still to be flushed at the end
+        os.close(nowhere)
+
+
 class Terminal:
     """Standard output for results, standard error for the rest."""
 
     def __init__(self, *, quiet: bool, as_json: bool) -> None:
         self.quiet, self.as_json = quiet, as_json
-        self.err = Console(stderr=True, highlight=False, emoji=False)
+        self.err = _Notes(stderr=True, highlight=False, emoji=False)
         # Elsewhere than on a terminal a note stays one line, for those who search them.
         self.err.soft_wrap = not self.err.is_terminal
 
