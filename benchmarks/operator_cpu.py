@@ -5,8 +5,8 @@
 
 All contestants of a shape take turns, so that whatever else the machine does meets them alike. A turn is two passes and
 the second is timed, as training has them one after another: threads are awake and memory is at hand. Inputs have the
-gates with which training starts. Attention decodes from keys and values kept in tensors that are long enough from the start:
-a step writes its own into them and attends to all so far. Writes ``results/operator_cpu.json``, ``.md`` and
+gates with which training starts. Attention decodes from keys and values kept in tensors that are long enough from the
+start: a step writes its own into them and attends to all so far. Writes ``results/operator_cpu.json``, ``.md`` and
 ``operator_cpu_decoding.png`` beside this file.
 """
 
