@@ -520,10 +520,10 @@ def _names_like_dates(names: Sequence[str]) -> list[str]:
 
 def _drop_blank_rows(table: Table) -> Table:
     """Leave out rows in which every cell is empty, as spreadsheets write below a table."""
+    if not all(pa.types.is_string(column.type) for column in table.columns):
+        return table
     blank = np.ones(len(table), dtype=bool)
     for column in table.columns:
-        if not pa.types.is_string(column.type) or not blank.any():
-            return table
         blank &= pc.equal(column, "").fill_null(False).to_numpy(zero_copy_only=False)
     if not blank.any():
         return table

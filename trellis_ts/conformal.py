@@ -200,6 +200,8 @@ def _quantiles(forecast: Forecast, levels: Sequence[float]) -> Float[Tensor, "ba
     """Quantiles at any levels; a forecast of points is a band without width."""
     if _is_bare(forecast):
         return forecast.point[..., None].expand(*forecast.point.shape, len(levels))
+    if forecast.quantiles is not None and tuple(levels) == forecast.quantile_levels:
+        return forecast.quantiles
     return torch.stack([forecast.quantile(level) for level in levels], dim=-1)
 
 

@@ -39,10 +39,12 @@ def forecast_frame(
     """
     columns = _index_columns(panel, forecast.point.shape[1], id_name, time_name)
     taken = tuple(columns)
-    columns[free_name("forecast", taken)] = _flat(forecast.point)
-    for index, level in enumerate(forecast.quantile_levels):
-        if forecast.quantiles is not None:
-            columns[free_name(f"q{level:g}", taken)] = _flat(forecast.quantiles[..., index])
+    names, values = ["forecast"], forecast.point[..., None]
+    if forecast.quantiles is not None:
+        names += [f"q{level:g}" for level in forecast.quantile_levels]
+        values = torch.cat((values, forecast.quantiles), dim=-1)
+    by_column = values.permute(3, 0, 2, 1).flatten(1).to(torch.float64, copy=True).numpy()
+    columns |= zip([free_name(name, taken) for name in names], by_column, strict=True)
     return pd.DataFrame(columns, copy=False)
 
 
@@ -112,11 +114,6 @@ def sample_frame(
     columns[free_name("sample", taken)] = numbers
     columns[free_name("value", taken)] = paths.permute(1, 3, 0, 2).reshape(-1).double().numpy()
     return pd.DataFrame(columns)
-
-
-def _flat(values: torch.Tensor) -> NDArray[np.float64]:
-    """``[series, horizon, channel]`` in the order of the frame's rows, as an array of its own."""
-    return np.array(values.transpose(1, 2).reshape(-1).numpy(), dtype=np.float64)
 
 
 def _as_index(stamps: NDArray[np.datetime64], panel: Panel) -> pd.DatetimeIndex:
