@@ -14,7 +14,7 @@ import zlib
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import narwhals as nw
 import numpy as np
@@ -45,6 +45,7 @@ _TEXT_SUFFIXES, _PARQUET_SUFFIXES = (".csv", ".tsv", ".txt"), (".parquet", ".pq"
 _GZIP_MAGIC, _ZIP_MAGIC = b"\x1f\x8b", b"PK\x03\x04"
 # A few bytes of gzip or Parquet can stand for any amount of memory, so there is an end to both.
 _LARGEST_TEXT_BYTES = 4 << 30
+_PIECE_BYTES = 1 << 20
 _MOST_PARQUET_CELLS = 1 << 30
 
 
@@ -413,13 +414,21 @@ def _parse_rows(
     return tuple(_plain(column.combine_chunks()) for column in content.columns), rows
 
 
+def _read_up_to(most: int, stream: IO[bytes]) -> bytes:
+    """What is left of a stream; ``stream.read(most)`` would first make room for all of ``most``."""
+    content = io.BytesIO()
+    while content.tell() < most and (piece := stream.read(min(_PIECE_BYTES, most - content.tell()))):
+        content.write(piece)
+    return content.getvalue()
+
+
 def _decode(file: Path) -> tuple[bytes, list[str]]:
     """The file as UTF-8 without a byte-order mark, and what had to be done for it."""
     try:
         with file.open("rb") as stream:
             is_gzip = stream.read(2) == _GZIP_MAGIC
         with gzip.open(file) if is_gzip else file.open("rb") as stream:
-            raw = stream.read(_LARGEST_TEXT_BYTES + 1)
+            raw = _read_up_to(_LARGEST_TEXT_BYTES + 1, stream)
     except (OSError, EOFError, zlib.error) as error:
         raise DataError(f"{file}: cannot be read ({error}); fetch or write it again") from error
     if len(raw) > _LARGEST_TEXT_BYTES:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import tracemalloc
 
 import numpy as np
 import pandas as pd
@@ -515,3 +516,15 @@ def test_read_rows_refuses_other_tables(content, parts, write):
 def test_the_order_of_day_and_month_is_kept(write, dates, day_first):
     rows = "".join(f"{date},{number}\n" for number, date in enumerate(dates))
     assert read_table(write("date,load\n" + rows)).day_first is day_first
+
+
+@pytest.mark.parametrize("name", ["small.csv", "small.csv.gz"])
+def test_room_is_made_for_what_a_file_holds_only(tmp_path, name):
+    text = b"time,load\n2024-01-01,1\n2024-01-02,2\n2024-01-03,3\n"
+    (tmp_path / name).write_bytes(gzip.compress(text) if name.endswith("gz") else text)
+    read_table(tmp_path / name)  # imports and caches are not to count
+    tracemalloc.start()
+    read_table(tmp_path / name)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 50 << 20

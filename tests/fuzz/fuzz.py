@@ -152,11 +152,12 @@ def fuzz_by_coverage(name: str, seconds: float, seed: int, current: Path) -> Non
     for index, data in enumerate(target.seeds):
         (seeds / str(index)).write_bytes(data)
     warm_up(target, Path(folder.name))
-    limit_memory()
     count, stop = 0, time.process_time() + seconds
 
     def case(data: bytes) -> None:
         nonlocal count
+        if count == 0:
+            limit_memory()  # not before: what libFuzzer takes at its start is not a case's
         count += 1
         current.write_bytes(data)
         if (problem := try_case(target, data, Path(folder.name))) is not None:
