@@ -59,7 +59,7 @@ SETTINGS: dict[str, Any] = {
     "dropout": 0.1,
     "learning_rate": 0.002,
     "batch_size": 64,
-    "max_epochs": 5,
+    "max_epochs": 20,
     "windows_per_epoch": 4096,
     "validation_windows": 2048,
     "patience": 100,
