@@ -102,6 +102,17 @@ def nearest(name: str, known: Sequence[str]) -> str | None:
     return folded[near[0]] if near else None
 
 
+def decode_names(schema: Any) -> None:
+    """Meet every name in an Arrow schema once: of a forged file they may hold no text, which shows on asking only.
+
+    Raises:
+        UnicodeDecodeError: a column's or a time zone's name is no UTF-8.
+    """
+    for field in schema:
+        kind = field.type.value_type if pa.types.is_dictionary(field.type) else field.type
+        _ = field.name, getattr(kind, "tz", None)
+
+
 def has_decimal_commas(columns: Iterable[Any]) -> bool:
     """Whether some text column holds numbers written with a comma, like 3,14."""
     for column in columns:

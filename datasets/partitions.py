@@ -18,7 +18,7 @@ import pyarrow as pa  # type: ignore[import-untyped]
 import pyarrow.dataset as pa_dataset  # type: ignore[import-untyped]
 import pyarrow.fs as pa_fs  # type: ignore[import-untyped]
 
-from trellis_ts.datasets.columns import Table, quote
+from trellis_ts.datasets.columns import Table, decode_names, quote
 from trellis_ts.datasets.stores import open_store
 from trellis_ts.errors import DataError
 
@@ -120,6 +120,8 @@ class ParquetFolder:
             )
             first = factory.finish()
             schemas = [fragment.physical_schema for fragment in first.get_fragments()]
+            for schema in schemas:
+                decode_names(schema)
         self._check_alike(schemas)
         try:
             self.schema = pa.unify_schemas([first.schema, *schemas], promote_options="permissive").remove_metadata()

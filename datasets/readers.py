@@ -24,7 +24,7 @@ import pyarrow.compute as pc  # type: ignore[import-untyped]
 import pyarrow.csv as pa_csv  # type: ignore[import-untyped]
 import pyarrow.parquet as pa_parquet  # type: ignore[import-untyped]
 
-from trellis_ts.datasets.columns import Table, has_decimal_commas, nearest, quote, read_numbers, shorten
+from trellis_ts.datasets.columns import Table, decode_names, has_decimal_commas, nearest, quote, read_numbers, shorten
 from trellis_ts.datasets.covariates import CovariateNames, add_covariates, with_future
 from trellis_ts.datasets.dates import UnreadableDateError, looks_like_dates, parse_dates
 from trellis_ts.datasets.regular import build_panel
@@ -288,6 +288,7 @@ def _read_parquet(file: Path) -> Table:
             )
         content = parquet.read()
         content.validate(full=True)  # a forged file may hold text that is none
+        decode_names(content.schema)
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         reason = str(error).splitlines()[0] if str(error) else "unknown reason"
         raise DataError(f"{file}: not a readable Parquet file ({reason}); write it again") from error

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 from dataclasses import fields
+from pathlib import Path
 
 import fsspec
 import numpy as np
@@ -20,6 +21,7 @@ from trellis_ts.datasets.sources import is_partitioned, load_data
 from trellis_ts.datasets.spreading import distinct_series, num_buckets, spread
 from trellis_ts.errors import DataError
 
+CORPUS = Path(__file__).parents[1] / "fuzz" / "corpus"
 COLUMNS = ("shop", "day", "sold")
 DAYS, SHOPS = 50, 12
 
@@ -170,6 +172,7 @@ def test_files_with_other_columns_are_refused(by_shop):
     ("name", "content", "reason"),
     [
         ("a.parquet", b"PAR1 and nothing more", "cannot be read as Parquet"),
+        ("a.parquet", (CORPUS / "parquet-zone-that-is-no-text").read_bytes(), "cannot be read as Parquet"),
         ("readme.txt", b"hello", "no Parquet files lie in this folder"),
         ("_part.parquet", b"hidden", "no Parquet files lie in this folder"),
     ],
