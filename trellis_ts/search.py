@@ -10,6 +10,8 @@ from importlib.metadata import version
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from trellis_ts.checkpoints import load_checkpoint, save_checkpoint
 from trellis_ts.errors import ConfigError, TrellisError
 from trellis_ts.pacing import fit_to_time
@@ -91,7 +93,6 @@ class Search:
         self._study = optuna.create_study(
             study_name="trellis",
             storage=optuna.storages.JournalStorage(JournalFileBackend(str(folder / STUDY_FILE))),
-            sampler=optuna.samplers.TPESampler(seed=config.training.seed, n_startup_trials=_RANDOM_TRIALS),
             pruner=optuna.pruners.MedianPruner(n_startup_trials=_UNPRUNED_TRIALS, n_warmup_steps=2),
             load_if_exists=True,
         )
@@ -116,6 +117,7 @@ class Search:
         outer = observer or SilentObserver()
         while len(self._finished()) < num_trials and time.monotonic() < end and not outer.should_stop():
             trial = self._study.ask()
+            self._study.sampler = self._sampler(trial.number)
             watch = _TrialObserver(trial, outer, end)
             try:
                 loss = self._train(self._suggest(trial), watch, trial.number)
@@ -156,6 +158,14 @@ class Search:
 
         # The loss of a pruned trial is what it reported last.
         self._study.tell(trial, loss if state == "complete" else None, state=TrialState[state.upper()])
+
+    def _sampler(self, number: int) -> optuna.samplers.BaseSampler:
+        """What proposes a trial's settings; drawn by the trial's number, so that neither searches side by side nor one
+        that goes on propose what was proposed before."""
+        import optuna
+
+        seed = int(np.random.SeedSequence((self.config.training.seed, number)).generate_state(1)[0])
+        return optuna.samplers.TPESampler(seed=seed, n_startup_trials=_RANDOM_TRIALS)
 
     def _suggest(self, trial: optuna.Trial) -> dict[str, Any]:
         settings = {}

@@ -52,6 +52,18 @@ def test_the_best_model_is_kept_and_the_search_goes_on(small, make_panel, tmp_pa
     again.run(3, told=heard.append)
     assert [each.number for each in again.trials()] == [0, 1, 2]
     assert not list(tmp_path.glob("trial-*"))
+    assert len({each.settings["learning_rate"] for each in again.trials()}) == 3  # none is tried twice
+
+
+def test_searches_side_by_side_share_a_study(small, make_panel, tmp_path):
+    panel = make_panel((160,))
+    one, other = Search(panel, small, tmp_path), Search(panel, small, tmp_path)
+    one.run(1)
+    other.run(2)
+    one.run(3)
+    rates = [each.settings["learning_rate"] for each in one.trials()]
+    assert len(rates) == len(set(rates)) == 3
+    assert one.best_loss == other.best_loss == min(each.validation_loss for each in other.trials())
 
 
 def test_what_was_found_is_kept_when_it_is_stopped(small, make_panel, tmp_path):
