@@ -125,7 +125,6 @@ def add_config_options(parser: Parser) -> None:
     """``--config``, ``--print-config`` and one option for every configuration key."""
     parser.add_argument(
         "--config",
-        type=str,
         action="append",
         metavar="FILE",
         help="configuration file, or the name of one that comes with the package "
