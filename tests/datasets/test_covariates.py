@@ -275,7 +275,8 @@ class TestLibraries:
         polars, pyarrow = pytest.importorskip("polars"), pytest.importorskip("pyarrow")
         frame = make_long()
         expected = read(frame)
-        for other in (pyarrow.Table.from_pandas(frame), polars.DataFrame(frame.to_dict(orient="list"))):
+        arrow = pyarrow.Table.from_pandas(frame)
+        for other in (arrow, polars.from_arrow(arrow)):
             panel = read(other)
             assert panel.columns == expected.columns
             assert panel.notes == expected.notes
