@@ -303,6 +303,7 @@ def test_a_second_interrupt_gives_up(trellis, folder, wide, tiny, monkeypatch):
         os.kill(os.getpid(), signal.SIGINT)
 
     monkeypatch.setattr(TrainingProgress, "stepped", twice)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background starts with it ignored
     result = trellis("train", "wide.csv", "-o", "m", *tiny, code=130)
     assert result.err.splitlines()[-1] == "trellis train: interrupted"
     assert "stopping after this step" in result.err
