@@ -404,7 +404,7 @@ def _parse_rows(
     except pa.ArrowInvalid as error:
         if misfits:
             number, expected, found = misfits[0].number, misfits[0].expected_columns, misfits[0].actual_columns
-            row = number + first - 1 if rows is None else rows[number - 1]
+            row = number + first - 1 if rows is None or number > len(rows) else rows[number - 1]
             hint = "look for a missing or extra separator, or quote text that contains one"
             raise DataError(f"{file}, row {row}: expected {expected} columns, found {found}; {hint}") from error
         if body.strip():
@@ -482,7 +482,7 @@ def _unquoted(line: str) -> str:
 
 def _spreadsheet_rows(body: bytes, first: int) -> NDArray[np.int64] | None:
     """Row numbers of the records where blank lines lie between them, which the parser passes over."""
-    text = body.rstrip(b"\r\n").replace(b"\r\n", b"\n")
+    text = body.rstrip(b"\r\n").replace(b"\r\n", b"\n").replace(b"\r", b"\n")
     if b"\n\n" not in text and not text.startswith(b"\n"):
         return None
     filled = [bool(line) for line in text.split(b"\n")]

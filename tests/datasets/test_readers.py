@@ -528,3 +528,10 @@ def test_room_is_made_for_what_a_file_holds_only(tmp_path, name):
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 50 << 20
+
+
+def test_a_lone_carriage_return_ends_a_line_as_well(tmp_path):
+    file = tmp_path / "table.csv"
+    file.write_bytes(b"time,load\n2024-01-01,1\n\n2024-01-02,2\r2024-01-03,3\r2024-01-04,4,5\n")
+    with pytest.raises(DataError, match=r"table\.csv, row 6: expected 2 columns, found 3"):
+        read_table(file)
