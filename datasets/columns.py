@@ -158,6 +158,20 @@ def read_numbers(
     return values
 
 
+def as_texts(column: Any, source: str, name: str) -> Any:
+    """An Arrow array as text, whatever it holds.
+
+    Raises:
+        DataError: it cannot be written as text: bytes that are none, or lists.
+    """
+    try:
+        return column if pa.types.is_string(column.type) else pc.cast(column, pa.string())
+    except pa.ArrowException as error:
+        kind = str(column.type)
+        hint = "write it as text, or leave it out"
+        raise DataError(f"{source}: column {name!r} holds {kind} that cannot be read as text; {hint}") from error
+
+
 def cell_texts(column: Any) -> tuple[Any, Mask]:
     """The cells of a text column without white space around them, and True where one is missing."""
     texts = pc.utf8_trim_whitespace(column)

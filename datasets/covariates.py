@@ -10,7 +10,7 @@ import pyarrow as pa  # type: ignore[import-untyped]
 import pyarrow.compute as pc  # type: ignore[import-untyped]
 
 from trellis_ts.datasets import calendar
-from trellis_ts.datasets.columns import cell_texts, read_numbers, shorten
+from trellis_ts.datasets.columns import as_texts, cell_texts, read_numbers, shorten
 from trellis_ts.datasets.dates import looks_like_dates
 from trellis_ts.datasets.roles import split_names
 from trellis_ts.errors import DataError
@@ -115,8 +115,7 @@ def _read(table: Table, name: str, role: Role, *, as_category: bool) -> tuple[Co
 
 def _category_texts(table: Table, name: str) -> pa.Array:
     """Cells as the names of categories: 1 and 1.0 are one, as are TRUE and true; null where missing."""
-    column = table.column(name)
-    texts, missing = cell_texts(column if pa.types.is_string(column.type) else pc.cast(column, pa.string()))
+    texts, missing = cell_texts(as_texts(table.column(name), table.source, name))
     texts = pc.replace_substring_regex(texts, r"^([+-]?\d+)\.0+$", r"\1")
     lower = pc.utf8_lower(texts)
     texts = pc.if_else(pc.is_in(lower, value_set=pa.array(["true", "false"], pa.string())), lower, texts)

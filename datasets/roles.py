@@ -13,6 +13,7 @@ from trellis_ts.datasets.columns import (
     COMMA_NUMBER,
     NUMBER,
     MissingColumnError,
+    as_texts,
     cell_texts,
     nearest,
     quote,
@@ -338,9 +339,7 @@ def join_key(values: Sequence[str]) -> str:
 
 
 def _id_texts(table: Table, name: str) -> Any:
-    column = table.column(name)
-    if not pa.types.is_string(column.type):
-        column = pc.cast(column, pa.string())
+    column = as_texts(table.column(name), table.source, name)
     # Only an empty cell is missing here: NA is a country.
     missing = pc.fill_null(pc.equal(column, ""), True).to_numpy(zero_copy_only=False)
     if missing.any():

@@ -10,6 +10,7 @@ import pyarrow as pa  # type: ignore[import-untyped]
 import pyarrow.compute as pc  # type: ignore[import-untyped]
 import pyarrow.parquet as pa_parquet  # type: ignore[import-untyped]
 
+from trellis_ts.datasets.columns import as_texts
 from trellis_ts.datasets.partitions import Block, ParquetFolder
 from trellis_ts.datasets.stores import joined, open_store
 from trellis_ts.errors import DataError
@@ -120,7 +121,7 @@ def hash_keys(table: Any, keys: Sequence[str], source: str) -> NDArray[np.uint64
         column = table.column(name).combine_chunks()
         if not pa.types.is_dictionary(column.type):
             column = column.dictionary_encode()
-        texts = pc.cast(column.dictionary, pa.string())
+        texts = as_texts(column.dictionary, source, name)
         if column.null_count or texts.null_count or pc.any(pc.equal(texts, "")).as_py():
             raise DataError(
                 f"{source}, column {name!r}: the name of the series is missing in some rows; fill it in or remove them"

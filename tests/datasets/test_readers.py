@@ -535,3 +535,11 @@ def test_a_lone_carriage_return_ends_a_line_as_well(tmp_path):
     file.write_bytes(b"time,load\n2024-01-01,1\n\n2024-01-02,2\r2024-01-03,3\r2024-01-04,4,5\n")
     with pytest.raises(DataError, match=r"table\.csv, row 6: expected 2 columns, found 3"):
         read_table(file)
+
+
+@pytest.mark.parametrize(("id", "kind"), [([b"\xfa"] * 4, "binary"), ([[1], [2]] * 2, "list<")])
+def test_names_of_series_that_are_no_text(tmp_path, id, kind):
+    frame = pd.DataFrame({"day": pd.date_range("2024-01-01", periods=4), "y": np.arange(4.0), "id": id})
+    frame.to_parquet(tmp_path / "table.parquet")
+    with pytest.raises(DataError, match=rf"table\.parquet: column 'id' holds {kind}.* that cannot be read as text"):
+        read_table(tmp_path / "table.parquet", id="id")
