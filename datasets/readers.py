@@ -14,7 +14,7 @@ import zlib
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any
 
 import narwhals as nw
 import numpy as np
@@ -415,7 +415,7 @@ def _parse_rows(
     return tuple(_plain(column.combine_chunks()) for column in content.columns), rows
 
 
-def _read_up_to(most: int, stream: IO[bytes]) -> bytes:
+def _read_up_to(most: int, stream: io.BufferedIOBase) -> bytes:
     """What is left of a stream; ``stream.read(most)`` would first make room for all of ``most``."""
     content = io.BytesIO()
     while content.tell() < most and (piece := stream.read(min(_PIECE_BYTES, most - content.tell()))):
