@@ -61,17 +61,17 @@ def _workers_of(process: int) -> list[int]:
 @pytest.mark.skipif(sys.platform != "linux", reason="looks for the workers in /proc")
 def test_forecasts_of_ray_with_a_killed_worker_are_those_of_one_process(long_model, folder):
     data = _shops(folder)
-    here = _run("forecast", long_model, data, "-o", folder / "here")
-    assert here.wait(300) == 0, here.communicate()[1]
-    process = _run("forecast", long_model, data, "-o", folder / "ray", "--engine", "ray")
+    with _run("forecast", long_model, data, "-o", folder / "here") as here:
+        assert here.wait(300) == 0, here.communicate()[1]
     killed = None
-    deadline = time.monotonic() + 400
-    while process.poll() is None and time.monotonic() < deadline:
-        if killed is None and list((folder / "ray").glob("part-*")) and (workers := _workers_of(process.pid)):
-            killed = workers[0]
-            os.kill(killed, signal.SIGKILL)
-        time.sleep(0.05)
-    assert process.poll() == 0, process.communicate()[1]
+    with _run("forecast", long_model, data, "-o", folder / "ray", "--engine", "ray") as process:
+        deadline = time.monotonic() + 400
+        while process.poll() is None and time.monotonic() < deadline:
+            if killed is None and list((folder / "ray").glob("part-*")) and (workers := _workers_of(process.pid)):
+                killed = workers[0]
+                os.kill(killed, signal.SIGKILL)
+            time.sleep(0.05)
+        assert process.poll() == 0, process.communicate()[1]
     assert killed is not None
     files = sorted(each.name for each in (folder / "here").iterdir())
     assert files == sorted(each.name for each in (folder / "ray").iterdir())
@@ -95,4 +95,4 @@ def test_forecasts_of_ray_with_a_killed_worker_are_those_of_one_process(long_mod
     _, said = broken.communicate(timeout=300)
     assert broken.returncode == 2
     assert "Traceback" not in said
-    assert "in series s07" in said.splitlines()[-1]
+    assert "in series 's07'" in said.splitlines()[-1]

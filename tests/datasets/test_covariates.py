@@ -295,3 +295,9 @@ class TestLibraries:
         add_future(read(frame), frame, 3)
         panel_from_frame(frame, regularize=True, freq="2D", id="shop", target=["y"])
         pd.testing.assert_frame_equal(frame, before)
+
+
+def test_categories_that_are_no_text_are_refused():
+    frame = make_long().assign(promo=b"\xfa")
+    with pytest.raises(DataError, match=r"column 'promo' holds binary that cannot be read as text"):
+        read(frame)
